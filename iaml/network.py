@@ -1,0 +1,183 @@
+"""The auto-encoder: strided encoder, decoder with skip connections, CBAM attention, residual head."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from iaml.normalization import BatchNorm2d
+from iaml.settings import Settings
+
+ENCODER_CHANNELS = (64, 128, 256, 512, 512)
+DECODER_CHANNELS = (512, 256, 128, 64)
+MIRROR_CHANNELS = (256, 128, 64, 32)
+HEAD_CHANNELS = 32
+SCALES = len(DECODER_CHANNELS)
+STRIDE = 2 ** len(ENCODER_CHANNELS)  # sides of the input must be multiples of this
+
+
+class NetworkSettings(Settings):
+    """The auto-encoder."""
+
+    width: float = Field(1.0, gt=0, le=4, description="scales all channels; 1 is the published size of 10.0 M parameters")
+    head: Literal["clamp", "sigmoid"] = Field(
+        "clamp", description="bounds the output: clamp(x + r, 0, 1) or sigmoid(x + r) of the predicted residual r"
+    )
+
+
+class ChannelAttention(nn.Module):
+    """Scales each channel by a gate from its average and its maximum over the pixels."""
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        hidden = max(channels // reduction, 8)
+        self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        gate = self.mlp(x.mean(dim=(2, 3))).sigmoid() + self.mlp(x.amax(dim=(2, 3))).sigmoid()
+        return x * gate[:, :, None, None]
+
+
+class SpatialAttention(nn.Module):
+    """Scales each pixel by a gate from the mean and the maximum over its channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        pooled = torch.cat([x.mean(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)], dim=1)
+        return x * self.conv(pooled).sigmoid()
+
+
+class CBAM(nn.Sequential):
+    """Channel attention, then spatial attention."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(ChannelAttention(channels), SpatialAttention())
+
+
+class Encoder(nn.Module):
+    """``S_E``: five levels, each half the size of the one before; attention on all but the first."""
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList()
+        for index, (inside, outside) in enumerate(zip([3, *channels], channels, strict=False)):
+            level = nn.Sequential(
+                nn.Conv2d(inside, outside, 3, stride=2, padding=1, bias=False),
+                BatchNorm2d(outside),
+                nn.LeakyReLU(0.2),
+                CBAM(outside) if index > 0 else nn.Identity(),
+            )
+            self.levels.append(level)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) in [0, 1] to five maps, finest (H/2, W/2) first."""
+        pyramid = []
+        x = image
+        for level in self.levels:
+            x = level(x)
+            pyramid.append(x)
+        return pyramid
+
+
+class DecoderLevel(nn.Module):
+    """Doubles the size, joins the encoder's map of that size, attends to the result."""
+
+    def __init__(self, inside: int, outside: int, skip: int) -> None:
+        super().__init__()
+        self.up = nn.Sequential(
+            nn.ConvTranspose2d(inside, outside, 3, stride=2, padding=1, output_padding=1, bias=False),
+            BatchNorm2d(outside),
+            nn.ReLU(),
+        )
+        self.attention = CBAM(outside + skip)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """(B, C, H, W) and the skip (B, S, 2H, 2W) to (B, outside + S, 2H, 2W)."""
+        return self.attention(torch.cat([self.up(x), skip], dim=1))  # type: ignore[no-any-return]
+
+
+class Head(nn.Module):
+    """Turns the finest features and the input image into the enhanced image."""
+
+    def __init__(self, inside: int, channels: int, bound: Literal["clamp", "sigmoid"]) -> None:
+        super().__init__()
+        self.bound = bound
+        self.up = nn.ConvTranspose2d(inside, channels, 3, stride=2, padding=1, output_padding=1)
+        self.refine = nn.Sequential(
+            nn.Conv2d(channels + 3, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, 3, 3, padding=1)
+        )
+
+    def forward(self, features: Tensor, image: Tensor) -> Tensor:
+        """Features (B, C, H/2, W/2) and image (B, 3, H, W) to an image of the same shape in [0, 1]."""
+        residual = self.refine(torch.cat([self.up(features).relu(), image], dim=1))
+        output = image + residual
+        return output.clamp(0, 1) if self.bound == "clamp" else output.sigmoid()
+
+
+class Decoder(nn.Module):
+    """``S_D`` or ``T_D``: four levels, a projection of each for the mirror loss, and the head."""
+
+    def __init__(self, encoder: Sequence[int], decoder: Sequence[int], mirror: Sequence[int], head: Head) -> None:
+        super().__init__()
+        skips = list(reversed(encoder[:-1]))
+        joined = [outside + skip for outside, skip in zip(decoder, skips, strict=True)]
+        self.levels = nn.ModuleList(
+            DecoderLevel(inside, outside, skip)
+            for inside, outside, skip in zip([encoder[-1], *joined], decoder, skips, strict=False)
+        )
+        self.projections = nn.ModuleList(
+            nn.Conv2d(inside, outside, 1) for inside, outside in zip(joined, mirror, strict=True)
+        )
+        self.head = head
+
+    def forward(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
+        """The encoder's maps to the features of each level, coarsest first."""
+        *skips, x = pyramid
+        features = []
+        for level, skip in zip(self.levels, reversed(skips), strict=True):
+            x = level(x, skip)
+            features.append(x)
+        return features
+
+    def mirrored(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """The maps ``u_i`` (or ``t_i``) that the mirror loss compares, coarsest first."""
+        return [project(x) for project, x in zip(self.projections, features, strict=True)]
+
+
+class AutoEncoder(nn.Module):
+    """The student ``S = S_D . S_E``: enhances a low-light image.
+
+    Args:
+        settings: width and head; the published size by default.
+    """
+
+    def __init__(self, settings: NetworkSettings | None = None) -> None:
+        super().__init__()
+        self.settings = settings or NetworkSettings()
+        encoder, decoder, mirror = map(self._scaled, (ENCODER_CHANNELS, DECODER_CHANNELS, MIRROR_CHANNELS))
+        (head,) = self._scaled([HEAD_CHANNELS])
+        self.encoder = Encoder(encoder)
+        finest = decoder[-1] + encoder[0]
+        self.decoder = Decoder(encoder, decoder, mirror, Head(finest, head, self.settings.head))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Enhance images.
+
+        Args:
+            image: RGB in [0, 1], float, shape (B, 3, H, W), H and W multiples of 32 (``iaml.enhance`` pads).
+
+        Returns:
+            Float tensor of the same shape in [0, 1].
+        """
+        features = self.decoder(self.encoder(image))
+        return self.decoder.head(features[-1], image)  # type: ignore[no-any-return]
+
+    def _scaled(self, channels: Sequence[int]) -> list[int]:
+        return [max(round(count * self.settings.width), 4) for count in channels]

@@ -1,0 +1,126 @@
+"""Student, EMA teacher and objective in one object: the border between the method and the training loop.
+
+    losses = task(low, clean)
+    losses["loss"].backward(); optimizer.step()
+    task.after_optimizer_step()
+"""
+
+import copy
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from iaml.network import AutoEncoder, NetworkSettings
+from iaml.normalization import BatchNorm2d, RunningStatistics, TeacherNorm, clean_branch
+from iaml.objective import Objective, ObjectiveSettings
+from iaml.settings import Settings
+
+
+class TeacherSettings(Settings):
+    """The teacher: an exponential moving average of the student's decoder that sees clean images."""
+
+    ema_rate: float = Field(
+        0.999,
+        ge=0,
+        le=1,
+        description="EMA rate m in T_D <- m T_D + (1 - m) S_D; 0 makes the teacher's decoder the student's, 1 freezes it; "
+        "a global batch k times as large wants m^k",
+    )
+    ema_warmup: float = Field(
+        0.75, ge=0, le=1, description="power p of the warm-up m_t = min(m, 1 - (1 + t)^-p) over updates t; 0 is none"
+    )
+    norm: TeacherNorm = Field(
+        "running",
+        description="statistics that normalise clean images: the student's running ones (learnt from dark images), "
+        "those of the clean batch, or separate running ones",
+    )
+
+
+class TeacherStudent(nn.Module):
+    """Owns the student, the teacher's decoder ``T_D`` and the objective, and turns a batch into losses.
+
+    The teacher's encoder is the student's. Only the student's parameters are trained; projections whose
+    scale has no weight are left out. The average is kept in float32.
+
+    Attributes:
+        updates: how often the teacher has moved; it sets the warm-up, so save it with the weights.
+    """
+
+    def __init__(
+        self,
+        network: NetworkSettings | None = None,
+        objective: ObjectiveSettings | None = None,
+        teacher: TeacherSettings | None = None,
+    ) -> None:
+        super().__init__()
+        self.settings = teacher or TeacherSettings()
+        self.objective = Objective(objective or ObjectiveSettings())
+        self.student = AutoEncoder(network)
+        self.teacher_decoder = copy.deepcopy(self.student.decoder).float().requires_grad_(False)
+        self.clean_statistics = nn.ModuleList(
+            RunningStatistics(layer.num_features) for layer in self._teacher_norms() if self.settings.norm == "separate"
+        )
+        self.updates = 0
+        self._freeze_unused_projections()
+
+    def forward(self, low: Tensor, clean: Tensor) -> dict[str, Tensor]:
+        """The losses of a batch.
+
+        Args:
+            low: ``x``, RGB in [0, 1], float, shape (B, 3, H, W), H and W multiples of 32.
+            clean: ``y``, likewise.
+
+        Returns:
+            Float32 scalars: ``loss`` with its gradient, and each term of the objective by name, detached.
+        """
+        features = self.student.decoder(self.student.encoder(low))
+        prediction = self.student.decoder.head(features[-1], low)
+        mirrors = self.objective.settings.mirror_weight > 0
+        student_maps = self.student.decoder.mirrored(features) if mirrors else []
+        teacher_maps = self.teacher_maps(clean) if mirrors else []
+        terms = self.objective.terms(prediction, low, clean, student_maps, teacher_maps)
+        return {"loss": self.objective.total(terms), **{name: term.detach() for name, term in terms.items()}}
+
+    @torch.no_grad()
+    def teacher_maps(self, clean: Tensor) -> list[Tensor]:
+        """``t_i``: the teacher's features of clean images, coarsest first, without gradient."""
+        own = list(self.clean_statistics) or None
+        with clean_branch(self._teacher_norms(), self.settings.norm, own):  # type: ignore[arg-type]
+            return self.teacher_decoder.mirrored(self.teacher_decoder(self.student.encoder(clean)))
+
+    @property
+    def ema_rate(self) -> float:
+        """The rate ``m_t`` of the next update, warm-up included."""
+        rate, power = self.settings.ema_rate, self.settings.ema_warmup
+        if rate == 1 or power == 0:
+            return rate
+        return float(min(rate, 1 - (1 + self.updates) ** -power))
+
+    @torch.no_grad()
+    def after_optimizer_step(self) -> None:
+        """Move the teacher: ``T_D <- m_t T_D + (1 - m_t) S_D``; call once for each step that was applied."""
+        weight = 1 - self.ema_rate
+        averages = [*self.teacher_decoder.parameters(), *self.teacher_decoder.buffers()]
+        sources = [*self.student.decoder.parameters(), *self.student.decoder.buffers()]
+        for average, source in zip(averages, sources, strict=True):
+            if average.is_floating_point():
+                average.lerp_(source.float(), weight)
+            else:
+                average.copy_(source)
+        self.updates += 1
+
+    def averaged_student(self) -> AutoEncoder:
+        """A copy of the student with the averaged decoder: a second candidate for inference."""
+        averaged = copy.deepcopy(self.student)
+        averaged.decoder.load_state_dict(self.teacher_decoder.state_dict())
+        return averaged
+
+    def _teacher_norms(self) -> list[BatchNorm2d]:
+        modules = [*self.student.encoder.modules(), *self.teacher_decoder.modules()]
+        return [module for module in modules if isinstance(module, BatchNorm2d)]
+
+    def _freeze_unused_projections(self) -> None:
+        settings = self.objective.settings
+        for weight, projection in zip(settings.scale_weights, self.student.decoder.projections, strict=True):
+            projection.requires_grad_(weight * settings.mirror_weight > 0)

@@ -1,0 +1,1 @@
+"""From a folder of pairs to a trained, scored checkpoint."""

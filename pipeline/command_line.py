@@ -1,0 +1,136 @@
+"""Command lines made from settings: each field is an option with its meaning, default and range."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+Model = TypeVar("Model", bound=BaseModel)
+BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "at least", "max_length": "at most"}
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Show mistakes that the user can mend as a plain message and exit with status 2."""
+    try:
+        yield
+    except ValidationError as error:
+        sys.exit(_fail("\n".join(_describe(problem) for problem in error.errors())))
+    except ValueError as error:
+        sys.exit(_fail(str(error)))
+
+
+def parse_settings(model: type[Model], argv: list[str] | None = None, *, description: str) -> Model:
+    """Build ``model`` from options named after its fields; exits with a message when they don't fit."""
+    parser = argument_parser(description)
+    add_options(parser, model)
+    options = vars(parser.parse_args(normalise(argv)))
+    with user_errors():
+        return model.model_validate(nested(options))
+
+
+def argument_parser(description: str) -> argparse.ArgumentParser:
+    """A parser that prints its options as they are written and takes no abbreviations."""
+    return argparse.ArgumentParser(
+        description=description,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110),
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+
+
+def add_options(parser: argparse.ArgumentParser, model: type[BaseModel], prefix: str = "") -> None:
+    """Add an option for each field of ``model``; fields that are settings themselves become groups."""
+    group = parser.add_argument_group(prefix.rstrip("."), _summary(model)) if prefix else parser
+    for name, field in model.model_fields.items():
+        if _is_model(field.annotation):
+            add_options(parser, field.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
+        else:
+            group.add_argument(
+                f"--{prefix}{name}".replace("_", "-"),
+                dest=f"{prefix}{name}",
+                type=_value,
+                metavar=_type_name(field.annotation),
+                help=_help(field),
+            )
+
+
+def normalise(argv: list[str] | None) -> list[str]:
+    """The arguments with ``_`` in option names turned into ``-``, so that both spellings work."""
+    arguments = sys.argv[1:] if argv is None else argv
+    return [_normalise_option(argument) for argument in arguments]
+
+
+def nested(options: dict[str, Any]) -> dict[str, Any]:
+    """``{"train.steps": 5}`` as ``{"train": {"steps": 5}}``."""
+    tree: dict[str, Any] = {}
+    for dotted, value in options.items():
+        *parents, leaf = dotted.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
+def _normalise_option(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def _value(text: str) -> Any:
+    """An option's text as YAML reads it, so that numbers, lists and ``null`` look as in a settings file."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def _describe(problem: Any) -> str:
+    field = ".".join(str(part) for part in problem["loc"]) or "settings"
+    reason = problem["msg"].removeprefix("Value error, ")
+    given = "" if problem["type"] in ("missing", "value_error") else f" (given: {problem['input']!r})"
+    return f"{field}: {reason}{given}"
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _summary(model: type[BaseModel]) -> str:
+    return (model.__doc__ or "").strip().split("\n")[0]
+
+
+def _help(field: FieldInfo) -> str:
+    notes = [f"{BOUNDS[key]} {getattr(rule, key):g}" for rule in field.metadata for key in BOUNDS if hasattr(rule, key)]
+    default = field.get_default(call_default_factory=True)
+    notes.append("required" if default is PydanticUndefined else f"default {_show(default)}")
+    return f"{field.description} [{', '.join(notes)}]".replace("%", "%%")
+
+
+def _show(value: Any) -> str:
+    return str(yaml.safe_dump(value, default_flow_style=True).strip().removesuffix("...").strip())
+
+
+def _type_name(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return "{" + ",".join(str(choice) for choice in get_args(annotation)) + "}"
+    inner = [argument for argument in get_args(annotation) if argument not in (type(None), Ellipsis)]
+    if get_origin(annotation) in (tuple, list):
+        return f"[{_type_name(inner[0])},...]"
+    if inner:
+        return "|".join(_type_name(argument) for argument in inner)
+    return str(getattr(annotation, "__name__", annotation)).upper()

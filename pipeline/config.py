@@ -1,0 +1,113 @@
+"""The settings of a run: composed from the parts', read from presets, files and the command line."""
+
+import argparse
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import model_validator
+
+from iaml import NetworkSettings, ObjectiveSettings, Settings, TeacherSettings
+from pipeline import command_line, storage
+from pipeline.data.loader import DataSettings
+from pipeline.evaluation.settings import EvaluationSettings
+from pipeline.training.settings import CheckpointSettings, OptimizerSettings, RunSettings, TrainSettings
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+class Config(Settings):
+    """All settings of a run."""
+
+    run: RunSettings
+    data: DataSettings
+    train: TrainSettings
+    optimizer: OptimizerSettings = OptimizerSettings()
+    network: NetworkSettings = NetworkSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
+    teacher: TeacherSettings = TeacherSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Self:
+        parts = self.run.workers * self.train.accumulation
+        if self.train.global_batch % parts:
+            raise ValueError(
+                f"train.global_batch ({self.train.global_batch}) must be a multiple of "
+                f"run.workers x train.accumulation ({self.run.workers} x {self.train.accumulation})"
+            )
+        if self.optimizer.warmup_steps >= self.train.steps:
+            raise ValueError(
+                f"optimizer.warmup_steps ({self.optimizer.warmup_steps}) must be below train.steps ({self.train.steps})"
+            )
+        if self.checkpoint.metric == "lpips" and self.evaluation.lpips == "none":
+            raise ValueError("checkpoint.metric is lpips, which evaluation.lpips: none turns off")
+        return self
+
+    @property
+    def micro_batch(self) -> int:
+        """Pairs in one forward pass of one worker."""
+        return self.train.global_batch // (self.run.workers * self.train.accumulation)
+
+    def to_yaml(self) -> str:
+        """The resolved settings as YAML that ``--config`` takes."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the weights; a run may only be continued with the same ones."""
+        parts = {"data", "train", "optimizer", "network", "objective", "teacher"}
+        identity: dict[str, Any] = {"seed": self.run.seed, **self.model_dump(mode="json", include=parts)}
+        for name in ("url", "cache_gib", "threads", "ahead"):
+            del identity["data"][name]
+        for name in ("log_every", "nonfinite_limit"):
+            del identity["train"][name]
+        return identity
+
+
+def preset_names() -> list[str]:
+    """The presets that ``--config`` knows by name."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def parse_config(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> tuple[Config, dict[str, Any]]:
+    """The settings from ``--config`` overridden by options; also the options that ``parser`` had of its own."""
+    parser.add_argument(
+        "--config", required=True, metavar="NAME|FILE", help=f"a preset ({', '.join(preset_names())}) or a YAML file"
+    )
+    command_line.add_options(parser, Config)
+    options = vars(parser.parse_args(command_line.normalise(argv)))
+    base = read_settings(_settings_file(options.pop("config")))
+    overrides = {name: value for name, value in options.items() if "." in name}
+    settings = _merged(base, command_line.nested(overrides))
+    return Config.model_validate(settings), {name: options[name] for name in options.keys() - overrides.keys()}
+
+
+def read_settings(url: str) -> dict[str, Any]:
+    """The mapping in a YAML file; ``ValueError`` naming the file when it is missing or holds something else."""
+    try:
+        settings = yaml.safe_load(storage.read_text(url))
+    except FileNotFoundError as error:
+        raise ValueError(f"{url}: no such settings file") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{url}: not YAML ({error})") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{url}: must hold settings by name, such as 'train: {{steps: 1000}}'")
+    return settings
+
+
+def _settings_file(name: str) -> str:
+    preset = PRESETS / f"{name}.yaml"
+    if preset.exists():
+        return str(preset)
+    if not name.endswith((".yaml", ".yml")):
+        raise ValueError(f"--config {name}: not a preset ({', '.join(preset_names())}) nor a .yaml file")
+    return name
+
+
+def _merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in overrides.items():
+        below = merged.get(name)
+        merged[name] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged

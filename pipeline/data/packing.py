@@ -1,0 +1,440 @@
+"""Pack a folder of pairs into WebDataset shards and a manifest.
+
+    source folder -> find pairs -> check every image -> group scenes -> cut the development split
+      -> train-000000.tar ... dev-000000.tar ... test-000000.tar ... -> manifest.parquet
+
+Nothing is written before everything has been checked, and the manifest is written last: a folder
+without one is not a data set.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+import struct
+import tarfile
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import Field, field_validator
+from tqdm import tqdm
+from webdataset import TarWriter
+
+from iaml.settings import Settings
+from pipeline import storage
+from pipeline.data.manifest import (
+    MANIFEST_NAME,
+    SPLITS,
+    PairRecord,
+    load_manifest,
+    mean_luminance,
+    perceptual_hash,
+    write_manifest,
+)
+from pipeline.data.pairing import Pair, find_pairs, listed
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# What Pillow raises on broken files, by its own tests; all of them mean "this is not a readable image".
+BROKEN_IMAGE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+MISPAIRED_LOL_V1 = {"79", "111", "735"}
+WORKERS = min(8, os.cpu_count() or 1)
+
+
+class PackSettings(Settings):
+    """What is packed, where to, and how it is cut into splits and shards."""
+
+    source: Path = Field(description="Folder of pairs: LOL, LSRW, or {train,test}/{low,high}.")
+    out: str = Field(description="Where shards and manifest go: a local folder or s3://bucket/prefix.")
+    shard_pairs: int = Field(
+        32, description="Most pairs in one shard; shards of a split are evened out.", ge=1
+    )
+    dev_fraction: float = Field(
+        0.1,
+        description="Part of the training pairs held out, by whole scenes, to choose checkpoints.",
+        ge=0,
+        le=0.5,
+    )
+    scene_pattern: str | None = Field(
+        None, description="Regular expression whose first group, found in a pair's key, names its scene."
+    )
+    near_duplicate_bits: int = Field(
+        8,
+        description="Pairs whose clean images' 64-bit hashes differ in at most so many bits are one scene.",
+        ge=0,
+        le=16,
+    )
+    seed: int = Field(0, description="Chooses the scenes of the development split.", ge=0)
+
+    @field_validator("scene_pattern")
+    @classmethod
+    def _has_a_group(cls, pattern: str | None) -> str | None:
+        try:
+            groups = 1 if pattern is None else re.compile(pattern).groups
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+        if groups < 1:
+            raise ValueError(
+                f"{pattern!r} has no group; put the scene's part in brackets, as in '-([0-9]+)_'"
+            )
+        return pattern
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What was packed. ``converted`` counts images, ``size`` is in bytes, the rest names pairs by key."""
+
+    pairs: Mapping[str, int]
+    shards: Mapping[str, int]
+    scenes: int
+    size: int
+    converted: int
+    near_duplicates: tuple[tuple[str, str], ...]
+    mispaired: tuple[str, ...]
+    url: str
+    checksum: str
+
+    def __str__(self) -> str:
+        """The report as text for the terminal."""
+        lines = [f"{split:<6}{self.pairs[split]:>6} pairs in {self.shards[split]} shards" for split in SPLITS]
+        lines.append(f"{self.scenes} scenes, {self.size / 1e6:.1f} MB")
+        lines.append(f"{self.converted} images converted to 8-bit RGB PNG, the others copied byte for byte")
+        if self.near_duplicates:
+            lines.append(
+                f"WARNING: {len(self.near_duplicates)} training pairs show a scene of the test split:"
+            )
+            lines.append(listed(f"{train} and {test}" for train, test in self.near_duplicates))
+        if self.mispaired:
+            lines.append(f"WARNING: known to be mispaired in LOL-v1: {', '.join(self.mispaired)}")
+        lines += [f"data set {self.url}", f"checksum {self.checksum} (of the manifest)"]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class CheckedPair:
+    """A pair whose pixels could be read, and what the manifest says of them."""
+
+    pair: Pair
+    width: int
+    height: int
+    low_luminance: float
+    high_luminance: float
+    low_phash: str
+    high_phash: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which scene and split each key belongs to, and which pairs lie in which shard."""
+
+    scenes: Mapping[str, str]
+    splits: Mapping[str, str]
+    shards: Mapping[str, Sequence[CheckedPair]]
+
+
+def pack(settings: PackSettings) -> PackReport:
+    """Write the shards and the manifest of ``settings.source`` below ``settings.out``.
+
+    8-bit RGB PNGs are copied byte for byte, anything else becomes lossless 8-bit RGB PNG. The same
+    source and settings give the same bytes.
+
+    Raises:
+        ValueError: a manifest is there already, or the source has faults; all of them are named.
+    """
+    out = storage.absolute(settings.out)
+    manifest = storage.join(out, MANIFEST_NAME)
+    if storage.exists(manifest):
+        raise ValueError(f"{manifest} exists; choose another folder for out, or delete this one first")
+    pairs = find_pairs(settings.source)
+    storage.check_writable(out)
+    plan = plan_shards(check_images(pairs), settings)
+    _refuse_leftovers(out, plan)
+    records: list[PairRecord] = []
+    size = converted = 0
+    for name, members in tqdm(plan.shards.items(), desc="writing", unit="shard"):
+        shard, conversions = build_shard(members, plan)
+        storage.write_bytes(storage.join(out, name), shard)
+        records += shard_records(name, shard, members, plan)
+        size, converted = size + len(shard), converted + conversions
+    write_manifest(out, records)
+    return _report(out, pairs, plan, size, converted)
+
+
+def check_images(pairs: Sequence[Pair]) -> list[CheckedPair]:
+    """Decode every image once; one ``ValueError`` names all that can't be read or don't fit."""
+    with ThreadPoolExecutor(WORKERS) as pool:
+        results = list(tqdm(pool.map(_check, pairs), total=len(pairs), desc="checking", unit="pair"))
+    faults = [result for result in results if isinstance(result, str)]
+    if faults:
+        raise ValueError(
+            "nothing was packed; mend or remove these pairs:\n" + "\n".join(f"  {fault}" for fault in faults)
+        )
+    return [result for result in results if isinstance(result, CheckedPair)]
+
+
+def plan_shards(checked: Sequence[CheckedPair], settings: PackSettings) -> Plan:
+    """Decide scene, split and shard of every pair: a pure function of the images and the settings."""
+    names = _scene_names([one.pair.key for one in checked], settings.scene_pattern)
+    scenes = group_scenes(checked, names, settings.near_duplicate_bits)
+    dev_scenes = choose_dev_scenes(
+        [one.pair for one in checked], scenes, settings.dev_fraction, settings.seed
+    )
+    splits = {
+        one.pair.key: "dev" if scenes[one.pair.key] in dev_scenes else one.pair.split for one in checked
+    }
+    shards: dict[str, Sequence[CheckedPair]] = {}
+    for split in SPLITS:
+        members = [one for one in checked if splits[one.pair.key] == split]
+        count = -(-len(members) // settings.shard_pairs)
+        for index in range(count):
+            start, end = (len(members) * edge // count for edge in (index, index + 1))
+            shards[f"{split}-{index:06d}.tar"] = members[start:end]
+    return Plan(scenes, splits, shards)
+
+
+def group_scenes(checked: Sequence[CheckedPair], names: Sequence[str | None], bits: int) -> dict[str, str]:
+    """The scene of each key: pairs of one name or with near-duplicate clean images, and all they lead to.
+
+    A scene is called after the first of its keys.
+    """
+    parent = list(range(len(checked)))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = index = parent[parent[index]]
+        return index
+
+    def join(one: int, two: int) -> None:
+        first, second = sorted((root(one), root(two)))
+        parent[second] = first
+
+    hashes = np.array([int(one.high_phash, 16) for one in checked], dtype=np.uint64)
+    first_of_name: dict[str, int] = {}
+    for index, name in enumerate(names):
+        if name is not None:
+            join(first_of_name.setdefault(name, index), index)
+        for near in np.flatnonzero(np.bitwise_count(hashes[:index] ^ hashes[index]) <= bits):
+            join(int(near), index)
+    return {one.pair.key: checked[root(index)].pair.key for index, one in enumerate(checked)}
+
+
+def choose_dev_scenes(
+    pairs: Sequence[Pair], scenes: Mapping[str, str], fraction: float, seed: int
+) -> set[str]:
+    """Whole training scenes that hold about ``fraction`` of the training pairs, at least one of two.
+
+    Scenes that the test split shows too are left to training: a development score on them would say
+    nothing about new scenes.
+    """
+    training = Counter(scenes[pair.key] for pair in pairs if pair.split == "train")
+    free = training.keys() - {scenes[pair.key] for pair in pairs if pair.split == "test"}
+    if fraction == 0 or len(training) < 2 or not free:
+        return set()
+    wanted = fraction * training.total()
+    chosen: set[str] = set()
+    # By hash and not by a generator: the choice stays the same whatever the version of numpy.
+    for scene in sorted(free, key=lambda scene: hashlib.sha256(f"{seed}/{scene}".encode()).digest()):
+        if sum(training[one] for one in chosen) + training[scene] <= wanted:
+            chosen.add(scene)
+    return chosen or {min(free, key=lambda scene: (training[scene], scene))}
+
+
+def build_shard(members: Sequence[CheckedPair], plan: Plan) -> tuple[bytes, int]:
+    """The bytes of one tar file and the number of images that had to be converted for it."""
+    buffer = io.BytesIO()
+    conversions = 0
+    with (
+        ThreadPoolExecutor(WORKERS) as pool,
+        TarWriter(buffer, encoder=False, mtime=0, user="", group="", format="PAX_FORMAT") as tar,
+    ):
+        images = pool.map(stored_png, [path for one in members for path in (one.pair.low, one.pair.high)])
+        for one in members:
+            (low, low_converted), (high, high_converted) = next(images), next(images)
+            conversions += low_converted + high_converted
+            tar.write(
+                {"__key__": one.pair.key, "low.png": low, "high.png": high, "json": _describe(one, plan)}
+            )
+    return buffer.getvalue(), conversions
+
+
+def shard_records(name: str, shard: bytes, members: Iterable[CheckedPair], plan: Plan) -> list[PairRecord]:
+    """The manifest's rows for one shard, read back from the bytes of the tar file itself."""
+    with tarfile.open(fileobj=io.BytesIO(shard)) as tar:
+        places = {member.name: (member.offset_data, member.size) for member in tar}
+    records = []
+    for one in members:
+        key = one.pair.key
+        low_offset, low_size = places[f"{key}.low.png"]
+        high_offset, high_size = places[f"{key}.high.png"]
+        record = PairRecord(
+            key=key,
+            shard=name,
+            low_offset=low_offset,
+            low_size=low_size,
+            high_offset=high_offset,
+            high_size=high_size,
+            width=one.width,
+            height=one.height,
+            low_luminance=one.low_luminance,
+            high_luminance=one.high_luminance,
+            low_sha256=hashlib.sha256(shard[low_offset : low_offset + low_size]).hexdigest(),
+            high_sha256=hashlib.sha256(shard[high_offset : high_offset + high_size]).hexdigest(),
+            low_phash=one.low_phash,
+            high_phash=one.high_phash,
+            scene=plan.scenes[key],
+            split=plan.splits[key],
+        )
+        records.append(record)
+    return records
+
+
+def read_rgb(path: Path) -> NDArray[np.uint8]:
+    """The pixels of an image file as 8-bit RGB, uint8 [height, width, 3].
+
+    Grey is repeated, alpha dropped, 16 bits are scaled to 8 with rounding, and a photograph's
+    orientation is applied. A PNG is taken as it lies, as its readers will.
+
+    Raises:
+        ValueError: the file is not an image, is cut short, or has pixels of unknown range.
+    """
+    try:
+        return _decode(path.read_bytes())
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path}: is not an image, or its header is broken") from error
+    except BROKEN_IMAGE as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """Lossless PNG of an RGB image, uint8 [height, width, 3]."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def stored_png(path: Path) -> tuple[bytes, bool]:
+    """The bytes that a shard holds for an image file, and whether they had to be converted."""
+    data = path.read_bytes()
+    # The header's bit depth and colour type, always the bytes 24 and 25.
+    if data.startswith(PNG_SIGNATURE) and data[24:26] == b"\x08\x02":
+        return data, False
+    return encode_png(_decode(data)), True
+
+
+def _decode(data: bytes) -> NDArray[np.uint8]:
+    image = Image.open(io.BytesIO(data))
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"its 32-bit pixels (mode {image.mode}) have no known range; save it with 8 or 16 bits"
+        )
+    if image.mode.startswith("I;16"):
+        return _eight_bits(np.repeat(np.asarray(image, dtype=np.uint16)[..., None], 3, axis=2))
+    if data.startswith(PNG_SIGNATURE) and data[24] == 16:
+        # Pillow decodes the upper byte of such values only; a second reading gives the lower one.
+        lower = Image.open(io.BytesIO(data))
+        lower.tile = [tile._replace(args=f"{lower.mode};16L") for tile in lower.tile]
+        upper_bytes, lower_bytes = (
+            np.asarray(half.convert("RGB"), dtype=np.uint16) for half in (image, lower)
+        )
+        return _eight_bits(256 * upper_bytes + lower_bytes)
+    upright = image if image.format == "PNG" else ImageOps.exif_transpose(image)
+    return np.asarray(upright.convert("RGB"))
+
+
+def _eight_bits(values: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 / 255 is 257
+
+
+def _check(pair: Pair) -> CheckedPair | str:
+    """The pair, or what is wrong with it."""
+    faults, images = [], []
+    for path in (pair.low, pair.high):
+        try:
+            images.append(read_rgb(path))
+        except ValueError as error:
+            faults.append(str(error))
+    if faults:
+        return "; ".join(faults)
+    low, high = images
+    (height, width, _), (high_height, high_width, _) = low.shape, high.shape
+    if low.shape != high.shape:
+        return f"{pair.low} has {width}x{height} pixels but {pair.high} has {high_width}x{high_height}"
+    return CheckedPair(
+        pair,
+        width,
+        height,
+        mean_luminance(low),
+        mean_luminance(high),
+        perceptual_hash(low),
+        perceptual_hash(high),
+    )
+
+
+def _scene_names(keys: Sequence[str], pattern: str | None) -> list[str | None]:
+    if pattern is None:
+        return [None] * len(keys)
+    matches = [re.search(pattern, key) for key in keys]
+    missed = [key for key, match in zip(keys, matches, strict=True) if match is None or match[1] is None]
+    if missed:
+        raise ValueError(f"scene_pattern {pattern!r} finds no scene in {len(missed)} keys:\n{listed(missed)}")
+    return [match[1] for match in matches if match is not None]
+
+
+def _refuse_leftovers(out: str, plan: Plan) -> None:
+    # A packing that was cut short leaves shards; a wildcard would read those that this one won't replace.
+    leftovers = [name for name in storage.listdir(out) if name.endswith(".tar") and name not in plan.shards]
+    if leftovers:
+        raise ValueError(f"{out} holds shards of another packing; delete them first:\n{listed(leftovers)}")
+
+
+def _describe(one: CheckedPair, plan: Plan) -> bytes:
+    key = one.pair.key
+    facts = {
+        "key": key,
+        "scene": plan.scenes[key],
+        "split": plan.splits[key],
+        "width": one.width,
+        "height": one.height,
+    }
+    return json.dumps(facts).encode()
+
+
+def _report(url: str, pairs: Sequence[Pair], plan: Plan, size: int, converted: int) -> PackReport:
+    keys_of_test: dict[str, list[str]] = {}
+    for pair in pairs:
+        if pair.split == "test":
+            keys_of_test.setdefault(plan.scenes[pair.key], []).append(pair.key)
+    training = [pair for pair in pairs if pair.split == "train"]
+    counts = Counter(plan.splits.values())
+    return PackReport(
+        pairs={split: counts[split] for split in SPLITS},
+        shards={split: sum(name.startswith(f"{split}-") for name in plan.shards) for split in SPLITS},
+        scenes=len(set(plan.scenes.values())),
+        size=size,
+        converted=converted,
+        near_duplicates=tuple(
+            (pair.key, test) for pair in training for test in keys_of_test.get(plan.scenes[pair.key], [])
+        ),
+        mispaired=tuple(
+            pair.key
+            for pair in training
+            if pair.low.parent.parent.name.lower() == "our485" and pair.low.stem in MISPAIRED_LOL_V1
+        ),
+        url=url,
+        checksum=load_manifest(url).checksum,
+    )

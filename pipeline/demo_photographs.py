@@ -1,0 +1,17 @@
+"""Write real photographs to try the pipeline with: ``python pipeline/demo_photographs.py --out ...``."""
+
+from pipeline.command_line import parse_settings, user_errors
+from pipeline.data.photographs import PhotographSettings, export_photographs
+
+
+def main() -> None:
+    """Read the option, write the photographs, and print where they are."""
+    settings = parse_settings(
+        PhotographSettings, description="Write the photographs that scikit-image carries."
+    )
+    with user_errors():
+        print(f"{export_photographs(settings.out)} photographs in {settings.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Trains a low-light enhancer on packed pairs and scores every checkpoint while training goes on."""
+
+from pipeline import launch, storage
+from pipeline.command_line import argument_parser, user_errors
+from pipeline.config import Config, parse_config
+from pipeline.evaluation import results
+
+DRY_RUN_STEPS = 2
+
+
+def main() -> None:
+    """Parse, check, train, and show where the results are."""
+    parser = argument_parser(__doc__ or "")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print settings, check data, storage and resources, run two steps, stop"
+    )
+    with user_errors():
+        config, options = parse_config(parser)
+        if "dry_run" in options:
+            dry_run(config)
+        else:
+            run(config)
+            best = results.ranked(results.read_scores(config.run.url), config.checkpoint)
+            results.show(config, best[0])
+
+
+def run(config: Config) -> None:
+    """Train until every step is done and every checkpoint scored."""
+    print(config.to_yaml())
+    manifest = launch.check_data(config)
+    print(launch.check_scores(config), flush=True)
+    provenance = launch.provenance_of(manifest)
+    with launch.cluster(config):
+        config = launch.with_devices(config)
+        launch.claim(config, provenance)
+        launch.fit(config, manifest, provenance)
+
+
+def dry_run(config: Config) -> None:
+    """Run two steps under a name of their own, which is deleted afterwards."""
+    settings = config.model_dump(mode="json")
+    settings["run"]["name"] = f"dry-run-{config.run.name}"
+    settings["train"].update(steps=DRY_RUN_STEPS, log_every=1)
+    settings["optimizer"]["warmup_steps"] = 0
+    short = Config.model_validate(settings)
+    storage.delete(short.run.url)
+    try:
+        run(short)
+    finally:
+        storage.delete(short.run.url)
+    print(f"dry run passed: data, storage and resources serve; {DRY_RUN_STEPS} steps ran and were scored")
+
+
+if __name__ == "__main__":
+    main()

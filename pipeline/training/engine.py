@@ -1,0 +1,165 @@
+"""The engine around DeepSpeed: one optimizer step at a time, and a state that any number of workers can load."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import deepspeed
+import torch
+from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state
+from torch import Tensor
+
+from iaml import TeacherStudent
+from pipeline.training.settings import OptimizerSettings
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # the state that Adam keeps for each parameter
+
+
+class GuardedAdam(torch.optim.Adam):
+    """Adam for ZeRO stage 0 that does what DeepSpeed's sharded optimizers do by themselves.
+
+    It clips by the global norm and leaves out a step whose gradients are not finite. The attribute names are
+    those that DeepSpeed's engine looks for.
+    """
+
+    overflow = False
+    _global_grad_norm = 0.0
+
+    def __init__(self, parameters: Sequence[Tensor], *, clip: float, **options: Any) -> None:
+        super().__init__(parameters, **options)
+        self._clip = clip
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Clip, check and step."""
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self._clip or math.inf)
+        self._global_grad_norm = float(norm)
+        self.overflow = not math.isfinite(self._global_grad_norm)
+        if not self.overflow:
+            super().step()
+
+
+class Engine:
+    """A ``TeacherStudent`` under DeepSpeed.
+
+    Args:
+        task: the method, already on its device, with the weights to start from.
+        settings: optimizer, schedule and precision.
+        micro_batch: samples of one worker in one forward pass.
+        accumulation: forward passes for one optimizer step.
+    """
+
+    def __init__(self, task: TeacherStudent, settings: OptimizerSettings, micro_batch: int, accumulation: int) -> None:
+        self.task = task
+        self._settings = settings
+        self._trained = {name: value for name, value in task.named_parameters() if value.requires_grad}
+        self._device = next(task.parameters()).device
+        if settings.channels_last:
+            task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._engine, *_ = deepspeed.initialize(
+            model=task,
+            optimizer=self._adam(),
+            config=self._config(micro_batch, accumulation),
+            dist_init_required=False,
+        )
+
+    def step(self, batches: Sequence[tuple[Tensor, Tensor]], learning_rate: float) -> "StepResult":
+        """One optimizer step over the micro-batches of low-light and clean images.
+
+        A step with a non-finite loss or gradient on any worker is left out on all of them: weights, optimizer
+        state, running statistics and teacher stay as they were.
+
+        Args:
+            batches: pairs of uint8 tensors of shape (B, 3, H, W).
+            learning_rate: of this step.
+        """
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        buffers = [buffer.clone() for buffer in self.task.buffers()]
+        sums: dict[str, Tensor] = {}
+        for low, clean in batches:
+            losses = self._engine(self._images(low), self._images(clean))
+            loss = losses["loss"]
+            # a loss of NaN or infinity makes every gradient NaN, so that all workers leave the step out
+            self._engine.backward(loss * torch.where(loss.detach().isfinite(), 1.0, math.nan))
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value.detach() / len(batches)
+            self._engine.step()
+        applied = bool(self._engine.was_step_applied())
+        rate = self.task.ema_rate
+        if applied:
+            self.task.after_optimizer_step()
+        else:
+            for buffer, before in zip(self.task.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+        return StepResult(sums, float(self._engine.get_global_grad_norm()), rate, applied)
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Adam's moments by ``name.moment``, whole, on the CPU; all workers must call this together."""
+        if self._settings.zero_stage == 0:
+            full = {name: self._engine.optimizer.state[value] for name, value in self._trained.items()}
+            return {f"{name}.{key}": state[key].cpu().contiguous() for name, state in full.items() for key in MOMENTS}
+        return {
+            f"{name}.{key}": safe_get_full_optimizer_state(value, key).cpu().contiguous()
+            for name, value in self._trained.items()
+            for key in MOMENTS
+        }
+
+    def load_optimizer_state(self, state: dict[str, Tensor], steps: int) -> None:
+        """Continue from moments that ``optimizer_state`` gave after ``steps`` applied steps, on any number of workers."""
+        zero = self._engine.optimizer
+        adam = zero if self._settings.zero_stage == 0 else zero.optimizer
+        for group in adam.param_groups:
+            for value in group["params"]:
+                moments = {key: torch.zeros_like(value) for key in MOMENTS}
+                adam.state[value] = {"step": torch.tensor(float(steps)), **moments}
+        if self._settings.zero_stage > 0:
+            zero._lazy_init_hp_params_optimizer_state()  # otherwise linked only by the first step
+        for name, value in self._trained.items():
+            for key in MOMENTS:
+                moment = state[f"{name}.{key}"].to(self._device)
+                if self._settings.zero_stage == 0:
+                    adam.state[value][key].copy_(moment)
+                else:
+                    safe_set_full_optimizer_state(value, moment, key)
+
+    def _images(self, batch: Tensor) -> Tensor:
+        layout = torch.channels_last if self._settings.channels_last else torch.contiguous_format
+        images = batch.to(self._device, non_blocking=True)
+        return images.to(torch.float32, memory_format=layout).div_(255)
+
+    def _adam(self) -> torch.optim.Adam:
+        options = {"lr": self._settings.learning_rate, "betas": self._settings.betas}
+        parameters = list(self._trained.values())
+        if self._settings.zero_stage == 0:
+            return GuardedAdam(parameters, clip=self._settings.clip, **options)
+        return torch.optim.Adam(parameters, **cast(Any, options))
+
+    def _config(self, micro_batch: int, accumulation: int) -> dict[str, Any]:
+        stage = self._settings.zero_stage
+        return {
+            "train_micro_batch_size_per_gpu": micro_batch,
+            "gradient_accumulation_steps": accumulation,
+            # stage 0 clips in GuardedAdam
+            "gradient_clipping": self._settings.clip if stage > 0 else 0.0,
+            "zero_optimization": {"stage": stage, "overlap_comm": False},
+            "torch_autocast": {"enabled": self._settings.precision == "bf16", "dtype": "bfloat16"},
+            "steps_per_print": None,
+        }
+
+
+class StepResult:
+    """What one step did.
+
+    Attributes:
+        losses: means over the micro-batches of this worker, by name, on the device.
+        grad_norm: norm of the global gradient before clipping; infinite or NaN when the step was left out.
+        ema_rate: rate ``m_t`` of the teacher's update.
+        applied: whether the weights moved.
+    """
+
+    def __init__(self, losses: dict[str, Tensor], grad_norm: float, ema_rate: float, applied: bool) -> None:
+        self.losses = losses
+        self.grad_norm = grad_norm
+        self.ema_rate = ema_rate
+        self.applied = applied

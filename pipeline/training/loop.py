@@ -1,0 +1,159 @@
+"""The training loop, as each of Ray Train's workers runs it.
+
+    resume from the newest checkpoint, if there is one
+    for each step:
+        read this worker's part of the global batch
+        losses of student and teacher -> gradients -> optimizer step -> teacher's average
+        now and then: record metrics, write a checkpoint and have it scored
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from iaml import TeacherStudent
+from pipeline import checkpoint, storage
+from pipeline.checkpoint import Progress
+from pipeline.config import Config
+from pipeline.data.loader import Loader
+from pipeline.data.manifest import load_manifest
+from pipeline.data.order import Share
+from pipeline.training.engine import Engine, StepResult
+from pipeline.training.monitor import Monitor, say
+
+WORST = 1e9  # ranks a checkpoint below all others until its scores are in; Ray keeps metrics as JSON without infinity
+
+
+def train(settings: dict[str, Any]) -> None:
+    """Train one worker's share of a run; every worker of the group runs this.
+
+    Args:
+        settings: ``config`` (the run's settings) and ``provenance`` (stored with each checkpoint).
+    """
+    config = Config.model_validate(settings["config"])
+    context = ray.train.get_context()
+    share = Share(context.get_world_rank(), context.get_world_size(), config.micro_batch, config.train.accumulation)
+    task, engine, progress = _build(config)
+    records = load_manifest(config.data.url).split("train")
+    loader = Loader(records, config.data, share, config.run.seed)
+    reporter = _Reporter(config, settings["provenance"], progress) if share.rank == 0 else None
+    window = _Window()
+    for step, batches in loader.steps(progress.step, config.train.steps):
+        checkpoint.seed_random_numbers(config.run.seed, step, share.rank)
+        rate = config.optimizer.rate_at(step, config.train.steps)
+        result = engine.step(batches, rate)
+        progress = progress.after_step(share.global_batch, result.applied)
+        window.add(result)
+        last = progress.step == config.train.steps
+        if not result.applied:
+            _report_skipped(progress, result, config.train.nonfinite_limit, share.rank)
+        if last or progress.step % config.train.log_every == 0:
+            metrics = window.means(rate)
+            if reporter:
+                reporter.monitor.record(progress.step, metrics)
+        if last or progress.step % config.checkpoint.every == 0:
+            optimizer = engine.optimizer_state()
+            if reporter:
+                reporter.write_checkpoint(task, optimizer, progress)
+            else:
+                ray.train.report({}, checkpoint_dir_name=checkpoint.name_at(progress.step))
+    if reporter:
+        reporter.monitor.close()
+
+
+def _build(config: Config) -> tuple[TeacherStudent, Engine, Progress]:
+    """The method and its engine, with the state of the newest checkpoint or fresh from the seed."""
+    torch.manual_seed(config.run.seed)
+    task = TeacherStudent(config.network, config.objective, config.teacher)
+    newest = _newest_checkpoint(config.run.url)
+    progress = checkpoint.load_weights(newest, task) if newest else Progress()
+    task.to(ray.train.torch.get_device())
+    engine = Engine(task, config.optimizer, config.micro_batch, config.train.accumulation)
+    if newest:
+        engine.load_optimizer_state(checkpoint.load_optimizer(newest), progress.updates)
+        if ray.train.get_context().get_world_rank() == 0:
+            say(f"continuing from {newest} at step {progress.step}")
+    return task, engine, progress
+
+
+def _newest_checkpoint(run: str) -> str | None:
+    """The checkpoint to continue from: Ray's latest or, where Ray has lost count, the newest whole one."""
+    latest = ray.train.get_checkpoint()
+    if latest:
+        return storage.join(run, storage.name_of(latest.path))
+    whole = checkpoint.complete_checkpoints(run)
+    return whole[-1] if whole else None
+
+
+class _Window:
+    """Sums what the steps since the last record did."""
+
+    def __init__(self) -> None:
+        self._results: list[StepResult] = []
+
+    def add(self, result: StepResult) -> None:
+        if result.applied:
+            self._results.append(result)
+
+    def means(self, learning_rate: float) -> dict[str, float]:
+        """Means over the window's applied steps and all workers; all workers must call this together."""
+        results, self._results = self._results, []
+        if not results:
+            return {"learning_rate": learning_rate}
+        names = list(results[0].losses)
+        losses = torch.stack([torch.stack([result.losses[name] for name in names]) for result in results]).mean(dim=0)
+        dist.all_reduce(losses)
+        losses /= dist.get_world_size()
+        return {
+            **dict(zip(names, losses.tolist(), strict=True)),
+            "learning_rate": learning_rate,
+            "grad_norm": sum(result.grad_norm for result in results) / len(results),
+            "ema_rate": results[-1].ema_rate,
+        }
+
+
+class _Reporter:
+    """Rank 0's part: the monitor, and checkpoints handed to Ray Train."""
+
+    def __init__(self, config: Config, provenance: dict[str, Any], progress: Progress) -> None:
+        self._config = config
+        self._provenance = provenance
+        self.monitor = Monitor(config.run.url, config.train.steps, progress.step, config.train.global_batch)
+
+    def write_checkpoint(self, task: TeacherStudent, optimizer: dict[str, Tensor], progress: Progress) -> None:
+        """Store a checkpoint whole and ask for its scores."""
+        self.monitor.save()
+        name = checkpoint.name_at(progress.step)
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint.write(Path(folder), task, optimizer, progress, self._config, self._provenance)
+            unscored = -WORST if self._config.checkpoint.higher_is_better else WORST
+            ray.train.report(
+                {"step": progress.step, self._config.checkpoint.ranking: unscored},
+                checkpoint=ray.train.Checkpoint.from_directory(folder),
+                checkpoint_dir_name=name,
+                checkpoint_upload_fn=self._upload,
+                validation=True,
+            )
+        say(f"checkpoint {storage.join(self._config.run.url, name)}")
+
+    def _upload(self, local: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+        storage.upload_folder(Path(local.path), storage.join(self._config.run.url, name), last=checkpoint.STATE)
+        place = ray.train.get_context().get_storage()
+        return ray.train.Checkpoint(f"{place.experiment_fs_path}/{name}", filesystem=place.storage_filesystem)
+
+
+def _report_skipped(progress: Progress, result: StepResult, limit: int, rank: int) -> None:
+    terms = {name: float(value) for name, value in result.losses.items()}
+    if rank == 0:
+        say(f"step {progress.step} left out: the loss or its gradient is not finite {terms}")
+    if progress.nonfinite_in_a_row >= limit:
+        raise FloatingPointError(
+            f"{limit} steps in a row had a loss or gradient that is not finite (last at step {progress.step}, "
+            f"worker {rank}: {terms}); lower optimizer.learning_rate, set optimizer.clip, or inspect the data"
+        )

@@ -1,0 +1,84 @@
+"""What rank 0 shows of a run: lines in the terminal, TensorBoard, and a metrics file.
+
+    <run>/metrics.jsonl     one record for each logged step
+    <run>/tensorboard/      the same as TensorBoard events
+"""
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from pipeline import storage
+
+METRICS, EVENTS = "metrics.jsonl", "tensorboard"
+
+
+class Monitor:
+    """Records the metrics of a run; a resumed run drops the records past the step that it continues from.
+
+    Args:
+        run: the run's URL.
+        steps: steps of the whole run, for the remaining time.
+        start: step that the run continues from.
+        global_batch: pairs in one step.
+    """
+
+    def __init__(self, run: str, steps: int, start: int, global_batch: int) -> None:
+        self._run = run
+        self._steps = steps
+        self._global_batch = global_batch
+        self._records = [record for record in read_metrics(run) if record["step"] <= start]
+        self._events = _event_folder(run)
+        self._writer = SummaryWriter(str(self._events), purge_step=start + 1)
+        self._since = (time.monotonic(), start)
+
+    def record(self, step: int, metrics: dict[str, float]) -> None:
+        """Show and keep the metrics of the steps up to ``step`` since the last record."""
+        (before, first), now = self._since, time.monotonic()
+        self._since = (now, step)
+        rate = (step - first) / (now - before)
+        record = {"step": step, **metrics, "images_per_s": rate * self._global_batch}
+        self._records.append(record)
+        for name, value in record.items():
+            if name != "step":
+                self._writer.add_scalar(name, value, step)
+        remaining = (self._steps - step) / rate
+        values = "  ".join(f"{name} {value:.4g}" for name, value in record.items() if name != "step")
+        say(f"step {step}/{self._steps}  {values}  ETA {remaining // 60:.0f}m{remaining % 60:02.0f}s")
+
+    def save(self) -> None:
+        """Write the records to the run's storage, whole."""
+        lines = "".join(json.dumps(record) + "\n" for record in self._records)
+        storage.write_text(storage.join(self._run, METRICS), lines)
+        self._writer.flush()
+        if not storage.is_local(self._run):
+            for path in self._events.iterdir():
+                storage.write_bytes(storage.join(self._run, EVENTS, path.name), path.read_bytes())
+
+    def close(self) -> None:
+        """Save and stop."""
+        self.save()
+        self._writer.close()
+
+
+def read_metrics(run: str) -> list[dict[str, Any]]:
+    """The records of a run so far, oldest first."""
+    url = storage.join(run, METRICS)
+    if not storage.exists(url):
+        return []
+    return [json.loads(line) for line in storage.read_text(url).splitlines()]
+
+
+def say(message: str) -> None:
+    """Print at once, also where output is buffered."""
+    print(message, flush=True)
+
+
+def _event_folder(run: str) -> Path:
+    if storage.is_local(run):
+        return Path(storage.join(run, EVENTS))
+    return Path(tempfile.mkdtemp(prefix="tensorboard-"))

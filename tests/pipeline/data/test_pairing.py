@@ -1,0 +1,135 @@
+"""Pairs are found in every published layout and matched by identifier."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.data.pairing import find_pairs
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+LAYOUTS = {
+    "LOL-v1": (
+        ["our485/low/2.png", "our485/high/2.png", "eval15/low/1.png", "eval15/high/1.png"],
+        ["test-1", "train-2"],
+    ),
+    "LOL-v1 mirror": (
+        ["Train/input/2.png", "Train/target/2.png", "Test/input/1.png", "Test/target/1.png"],
+        ["test-1", "train-2"],
+    ),
+    "LOL-v2 real": (
+        [
+            "Real_captured/Train/Low/low00001.png",
+            "Real_captured/Train/Normal/normal00001.png",
+            "Real_captured/Test/Low/low00690.png",
+            "Real_captured/Test/Normal/normal00690.png",
+        ],
+        ["test-Real_captured-00690", "train-Real_captured-00001"],
+    ),
+    "LOL-v2 real, prefix dropped": (
+        ["Train/Low/00001.png", "Train/Normal/00001.png", "Test/Low/00690.png", "Test/Normal/00690.png"],
+        ["test-00690", "train-00001"],
+    ),
+    "LOL-v2 synthetic": (
+        [
+            "Synthetic/Train/Low/r000da54ft.png",
+            "Synthetic/Train/Normal/r000da54ft.png",
+            "Synthetic/Test/Low/r001.png",
+            "Synthetic/Test/Normal/r001.png",
+        ],
+        ["test-Synthetic-r001", "train-Synthetic-r000da54ft"],
+    ),
+    "LSRW": (
+        [
+            "Training data/Huawei/low/123.jpg",
+            "Training data/Huawei/high/123.jpg",
+            "Training data/Nikon/low/123.jpg",
+            "Training data/Nikon/high/123.jpg",
+            "Eval/Nikon/low/7.JPG",
+            "Eval/Nikon/high/7.JPG",
+        ],
+        ["test-Nikon-7", "train-Huawei-123", "train-Nikon-123"],
+    ),
+    "plain": (["low/a.png", "high/a.png"], ["train-a"]),
+    "sides above splits": (
+        ["low/train/a.png", "high/train/a.png", "low/test/b.png", "high/test/b.png"],
+        ["test-b", "train-a"],
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_of_the_table(layout: str, tmp_path: Path) -> None:
+    names, keys = LAYOUTS[layout]
+    pairs = find_pairs(touch(tmp_path / "set", *names))
+    assert [pair.key for pair in pairs] == keys
+    assert all(pair.key.startswith(f"{pair.split}-") for pair in pairs)
+    assert {
+        str(path.relative_to(tmp_path / "set")) for pair in pairs for path in (pair.low, pair.high)
+    } == set(names)
+
+
+def test_matched_by_identifier_where_sorting_would_mix_them_up(tmp_path: Path) -> None:
+    # Sorted, 2.png would meet 1.png, and low1.png normal2.jpg.
+    pairs = find_pairs(
+        touch(tmp_path / "set", "low/low1.png", "low/2.png", "normal/1.png", "normal/normal2.jpg")
+    )
+    assert [(pair.low.name, pair.high.name) for pair in pairs] == [
+        ("low1.png", "1.png"),
+        ("2.png", "normal2.jpg"),
+    ]
+
+
+def test_keys_hold_neither_dots_nor_slashes(tmp_path: Path) -> None:
+    (pair,) = find_pairs(touch(tmp_path / "set", "a.b/low/x.y z.png", "a.b/high/x.y z.png"))
+    assert pair.key == "train-a_b-x_y_z"
+
+
+def test_the_source_folder_itself_may_be_a_split(tmp_path: Path) -> None:
+    (pair,) = find_pairs(touch(tmp_path / "eval15", "low/1.png", "high/1.png"))
+    assert (pair.key, pair.split) == ("test-1", "test")
+
+
+def test_other_files_and_hidden_ones_are_left_out(tmp_path: Path) -> None:
+    names = ["low/1.png", "high/1.png", "low/._1.png", "low/Thumbs.db", "preview.png", "README.md"]
+    assert len(find_pairs(touch(tmp_path / "set", *names))) == 1
+
+
+def test_images_without_a_partner_are_named(tmp_path: Path) -> None:
+    source = touch(tmp_path / "set", "low/1.png", "high/1.png", "low/2.png", "high/3.png")
+    with pytest.raises(ValueError, match=r"2 images have no partner:\n  low/2.png\n  high/3.png\nLayouts"):
+        find_pairs(source)
+
+
+def test_many_names_are_cut_short_with_their_count(tmp_path: Path) -> None:
+    source = touch(tmp_path / "set", *[f"low/{number}.png" for number in range(25)])
+    with pytest.raises(ValueError, match=r"25 images have no partner(.|\n)*and 5 more"):
+        find_pairs(source)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a.png", "b.png"], "no pairs of images found"),
+        (["low/1.png", "low/1.jpg", "high/1.png"], r"low/1.jpg and .*low/1.png could both be image 1"),
+        (["high/1.png", "normal/1.png", "low/1.png"], "could both be image 1"),
+        (["val/low/1.png", "val/high/1.png"], "whether it is for training or for testing"),
+        (["train/test/low/1.png", "train/test/high/1.png"], "whether it is for training or for testing"),
+        (["low/a.b.png", "high/a.b.png", "low/a b.png", "high/a b.png"], "would get one key"),
+    ],
+)
+def test_whatever_leaves_doubt_is_refused(names: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        find_pairs(touch(tmp_path / "set", *names))
+
+
+def test_a_missing_source_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nowhere: there is no such folder"):
+        find_pairs(tmp_path / "nowhere")
