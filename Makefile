@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 
 demo: setup            ## Train on real photographs for a few minutes and show what came out.
 	$(BIN)/python pipeline/demo_photographs.py --out demo/photographs
-	$(BIN)/python pipeline/darken.py --source demo/photographs --out demo/pairs
+	$(BIN)/python pipeline/darken.py --source demo/photographs --out demo/pairs --variants 3
 	$(BIN)/python pipeline/pack.py --source demo/pairs --out demo/shards --dev-fraction 0.2
 	$(BIN)/python pipeline/train.py --config demo
 	$(BIN)/python pipeline/evaluate.py --checkpoint demo/runs/demo --split test

@@ -14,13 +14,13 @@ from pipeline.evaluation.settings import EvaluationSettings, Split
 class EvaluateData(Settings):
     """The data to score on."""
 
-    url: str | None = Field(None, description="folder or s3://bucket/prefix that pipeline/pack.py wrote; by default the run's")
+    url: storage.Url | None = Field(None, description="folder or s3://bucket/prefix that pipeline/pack.py wrote; by default the run's")
 
 
 class EvaluateSettings(Settings):
     """What to score, and on what."""
 
-    checkpoint: str = Field(description="folder or s3:// URL of a checkpoint, or of a run for its best checkpoint")
+    checkpoint: storage.Url = Field(description="folder or s3:// URL of a checkpoint, or of a run for its best checkpoint")
     split: Split = Field("test", description="split to score; the test split is for the end, once")
     data: EvaluateData = EvaluateData()
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -30,7 +30,7 @@ def main() -> None:
     """Score and print a table; scores, picture and the run's report are stored with the run."""
     settings = parse_settings(EvaluateSettings, description=__doc__ or "")
     with user_errors():
-        given = storage.absolute(settings.checkpoint)
+        given = settings.checkpoint
         config = checkpoint.read_config(given)
         is_run = not storage.name_of(given).startswith(checkpoint.PREFIX)
         url = results.best_checkpoint(given, config.checkpoint) if is_run else given

@@ -112,7 +112,7 @@ def fit(config: Config, manifest: Manifest, provenance: dict[str, Any]) -> ray.t
     Raises:
         ray.train.TrainingFailedError: the run failed more often than ``run.max_failures`` allows.
     """
-    filesystem, path = storage.arrow_filesystem(storage.absolute(config.run.storage))
+    filesystem, path = storage.arrow_filesystem(config.run.storage)
     # checkpoints are chosen by the development split; the test split is scored by evaluate.py alone
     validation = Validation(config, Pool.start(config, manifest, "dev"))
     trainer = TorchTrainer(

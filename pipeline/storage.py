@@ -9,11 +9,13 @@ import os
 import shutil
 import uuid
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import fsspec
 import pyarrow.fs
 from fsspec.core import url_to_fs
+from pydantic import AfterValidator
 
 LOCAL, S3 = "file", "s3"
 
@@ -36,6 +38,9 @@ def absolute(url: str) -> str:
     if not is_local(url):
         return url.rstrip("/")
     return str(Path(url.removeprefix("file://")).expanduser().absolute())
+
+
+Url = Annotated[str, AfterValidator(absolute)]  # a setting that means the same on every machine
 
 
 def join(url: str, *parts: str) -> str:

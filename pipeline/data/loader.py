@@ -25,7 +25,7 @@ from pipeline.data.order import SampleOrder, Share, Visit
 class DataSettings(Settings):
     """The data: packed shards, and how crops are cut from them."""
 
-    url: str = Field(description="folder or s3://bucket/prefix that pipeline/pack.py wrote (it holds manifest.parquet)")
+    url: storage.Url = Field(description="folder or s3://bucket/prefix that pipeline/pack.py wrote (it holds manifest.parquet)")
     crop: int = Field(256, ge=STRIDE, multiple_of=STRIDE, description="side of the square crops, pixels")
     flips: bool = Field(True, description="mirror crops and turn them by quarters at random, both images alike")
     cache_gib: float = Field(2.0, ge=0, description="memory for decoded images on each worker, GiB; 0 decodes each time")

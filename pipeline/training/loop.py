@@ -7,6 +7,7 @@
         now and then: record metrics, write a checkpoint and have it scored
 """
 
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ def train(settings: dict[str, Any]) -> None:
     Args:
         settings: ``config`` (the run's settings) and ``provenance`` (stored with each checkpoint).
     """
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it repeats what the monitor says
     config = Config.model_validate(settings["config"])
     context = ray.train.get_context()
     share = Share(context.get_world_rank(), context.get_world_size(), config.micro_batch, config.train.accumulation)

@@ -5,6 +5,7 @@
 """
 
 import json
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -74,8 +75,9 @@ def read_metrics(run: str) -> list[dict[str, Any]]:
 
 
 def say(message: str) -> None:
-    """Print at once, also where output is buffered."""
-    print(message, flush=True)
+    """Show a line at once; Ray Train's own ``print`` would show it twice."""
+    sys.stdout.write(f"{message}\n")
+    sys.stdout.flush()
 
 
 def _event_folder(run: str) -> Path:

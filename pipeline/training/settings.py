@@ -6,7 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from iaml import Settings
-from pipeline import storage
+from pipeline.storage import Url, join
 
 
 class RunSettings(Settings):
@@ -16,7 +16,7 @@ class RunSettings(Settings):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         description="name of the run; the same name continues it, a new name starts a new one",
     )
-    storage: str = Field("~/iaml-runs", description="folder or s3://bucket/prefix that holds the runs; shared by all nodes")
+    storage: Url = Field("~/iaml-runs", description="folder or s3://bucket/prefix that holds the runs; shared by all nodes")
     workers: int = Field(1, ge=1, description="training workers, one for each GPU where GPUs are used")
     use_gpu: bool | None = Field(None, description="train on GPUs; by default if the cluster has one for each worker")
     cpus_per_worker: int = Field(1, ge=1, description="CPU cores of each worker")
@@ -26,7 +26,7 @@ class RunSettings(Settings):
     @property
     def url(self) -> str:
         """Where this run is stored."""
-        return storage.join(storage.absolute(self.storage), self.name)
+        return join(self.storage, self.name)
 
 
 class TrainSettings(Settings):
