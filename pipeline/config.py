@@ -79,7 +79,8 @@ def parse_config(parser: argparse.ArgumentParser, argv: list[str] | None = None)
     options = vars(parser.parse_args(command_line.normalise(argv)))
     base = read_settings(_settings_file(options.pop("config")))
     overrides = {name: value for name, value in options.items() if "." in name}
-    settings = _merged(base, command_line.nested(overrides))
+    parts: dict[str, Any] = {name: {} for name in Config.model_fields}  # so that a missing field is named in full
+    settings = _merged(_merged(parts, base), command_line.nested(overrides))
     return Config.model_validate(settings), {name: options[name] for name in options.keys() - overrides.keys()}
 
 

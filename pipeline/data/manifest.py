@@ -125,8 +125,8 @@ def perceptual_hash(pixels: NDArray[np.uint8]) -> str:
 
 def _records(url: str, data: bytes) -> tuple[PairRecord, ...]:
     try:
-        # One thread: with pyarrow 26 its pool can abort a short-lived process when the interpreter exits.
-        table = pq.read_table(io.BytesIO(data), use_threads=False)
+        # Without threads and reading ahead: pyarrow 26's pools can abort a short-lived process at its exit.
+        table = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{url}: is not a Parquet file ({error}); pack the data set again") from error
     differing = [field.name for field in SCHEMA if not _holds(table, field)]

@@ -33,7 +33,7 @@ def train(zero_stage, accumulation, start, stop, state=None, poison=None, precis
     samples = np.random.default_rng(1).integers(0, 256, (2, STEPS, accumulation, workers, micro, 3, 32, 32), np.uint8)
     results = []
     for step in range(start, stop):
-        low, clean = (torch.from_numpy(side[step, :, rank].copy()) for side in samples.reshape(2, STEPS, accumulation, workers, micro, 3, 32, 32))
+        low, clean = (torch.from_numpy(side[step, :, rank].copy()) for side in samples)
         if poison == step and rank == workers - 1:
             with torch.no_grad():
                 task.student.decoder.head.refine[2].bias.fill_(math.nan)
@@ -59,3 +59,50 @@ def test_two_workers_by_four_equal_one_worker_by_eight(zero_stage):
     assert largest_difference(one["weights"], two[0]["weights"]) < 1e-4
     assert largest_difference(one["optimizer"], two[0]["optimizer"]) < 1e-4
     assert np.allclose([norm for _, norm, _ in one["steps"]], [norm for _, norm, _ in two[0]["steps"]], rtol=1e-3)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_continues_on_another_number_of_workers(zero_stage):
+    """Two workers, stopped half way, continued by one and by two: as if never stopped."""
+    whole = run_workers(2, train, zero_stage, 1, 0, STEPS)[0]
+    half = run_workers(2, train, zero_stage, 1, 0, STEPS // 2)[0]
+    same = run_workers(2, train, zero_stage, 1, STEPS // 2, STEPS, half)[0]
+    assert largest_difference(whole["weights"], same["weights"]) == 0
+    assert largest_difference(whole["optimizer"], same["optimizer"]) == 0
+    one = run_workers(1, train, zero_stage, 1, STEPS // 2, STEPS, half)[0]
+    assert largest_difference(whole["weights"], one["weights"]) < 1e-4
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_accumulation_takes_one_step_over_its_rounds(zero_stage):
+    found = run_workers(2, train, zero_stage, 2, 0, 4)[0]
+    assert found["updates"] == 4
+    assert all(applied for _, _, applied in found["steps"])
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_a_step_that_is_not_finite_changes_nothing_anywhere(zero_stage):
+    """One worker's loss becomes NaN in step 3; neither worker moves weights, moments, statistics or teacher."""
+    before = run_workers(2, train, zero_stage, 1, 0, 3)
+    after = run_workers(2, train, zero_stage, 1, 0, 4, None, 3)
+    for rank in (0, 1):
+        assert [applied for _, _, applied in after[rank]["steps"]] == [True, True, True, False]
+        assert after[rank]["updates"] == 3
+        assert largest_difference(before[rank]["optimizer"], after[rank]["optimizer"]) == 0
+    assert largest_difference(before[0]["weights"], after[0]["weights"]) == 0
+    assert math.isnan(after[1]["steps"][3][0])
+
+
+def test_bf16_trains_with_float32_weights():
+    plain = run_workers(1, train, 1, 1, 0, 5)[0]
+    half = run_workers(1, train, 1, 1, 0, 5, None, None, "bf16")[0]
+    assert all(value.dtype == torch.float32 for value in half["weights"].values() if value.is_floating_point())
+    assert [loss for loss, _, _ in half["steps"]] == pytest.approx([loss for loss, _, _ in plain["steps"]], rel=0.05)
+    assert half["steps"][0][0] != plain["steps"][0][0]
+
+
+def test_stage_3_is_refused_with_the_reason():
+    from pipeline.training.settings import OptimizerSettings
+
+    with pytest.raises(ValidationError, match="stage 3 shards the weights, which the teacher's average"):
+        OptimizerSettings(zero_stage=3)

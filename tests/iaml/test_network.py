@@ -1,0 +1,78 @@
+"""The network: its size, its shapes, inference on any size."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from iaml import AutoEncoder, NetworkSettings, enhance
+
+
+def parameters(module):
+    return sum(value.numel() for value in module.parameters())
+
+
+def test_full_width_has_the_published_size():
+    network = AutoEncoder()
+    assert parameters(network) == pytest.approx(10.0e6, abs=0.1e6)
+    assert parameters(network) - parameters(network.decoder.projections) == pytest.approx(9.7e6, abs=0.05e6)
+
+
+def test_full_width_has_the_published_cost():
+    network, macs = AutoEncoder(), []
+
+    def count(module, inputs, output):
+        positions = (inputs[0] if isinstance(module, torch.nn.ConvTranspose2d) else output)[0, 0].numel()
+        macs.append(positions * module.weight.numel())
+
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d) and module.kernel_size != (7, 7):
+            module.register_forward_hook(count)
+    with torch.inference_mode():
+        features = network.decoder(network.encoder(torch.rand(1, 3, 256, 256)))
+        network.decoder.mirrored(features)
+        network.decoder.head(features[-1], torch.rand(1, 3, 256, 256))
+    assert sum(macs) == pytest.approx(4.64e9, rel=0.005)
+
+
+def test_mirrored_maps_have_the_published_channels_coarsest_first():
+    network = AutoEncoder()
+    with torch.inference_mode():
+        maps = network.decoder.mirrored(network.decoder(network.encoder(torch.rand(1, 3, 64, 96))))
+    assert [tuple(u.shape[1:]) for u in maps] == [(256, 4, 6), (128, 8, 12), (64, 16, 24), (32, 32, 48)]
+
+
+@pytest.mark.parametrize("head", ["clamp", "sigmoid"])
+def test_head_bounds_the_output(head):
+    torch.manual_seed(0)
+    network = AutoEncoder(NetworkSettings(width=1 / 16, head=head)).eval()
+    network.decoder.head.refine[2].bias.data.fill_(0.7)
+    image = torch.rand(2, 3, 32, 64)
+    features = network.decoder(network.encoder(image))
+    residual = network.decoder.head.refine(
+        torch.cat([network.decoder.head.up(features[-1]).relu(), image], dim=1)
+    )
+    expected = (image + residual).clamp(0, 1) if head == "clamp" else torch.sigmoid(image + residual)
+    assert torch.equal(network(image), expected)
+    assert (image + residual).max() > 1
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 31), (5, 100)])
+def test_enhance_takes_any_size(size):
+    network = AutoEncoder(NetworkSettings(width=1 / 16)).eval()
+    low = torch.rand(1, 3, *size)
+    enhanced = enhance(network, low)
+    assert enhanced.shape == low.shape
+    assert 0 <= float(enhanced.min()) <= float(enhanced.max()) <= 1
+
+
+def test_enhance_equals_the_network_where_no_padding_is_needed():
+    network = AutoEncoder(NetworkSettings(width=1 / 16)).eval()
+    low = torch.rand(1, 3, 64, 32)
+    with torch.inference_mode():
+        assert torch.equal(enhance(network, low), network(low))
+
+
+@pytest.mark.parametrize("width", [0, -1, float("nan")])
+def test_width_is_checked(width):
+    with pytest.raises(ValidationError, match="width"):
+        NetworkSettings(width=width)

@@ -1,0 +1,131 @@
+"""Settings: composed, overridden, checked, and explained by --help."""
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from iaml import Settings
+from pipeline.command_line import argument_parser, parse_settings, user_errors
+from pipeline.config import Config, parse_config, preset_names, read_settings
+
+URL = ("--data.url", "/data")
+
+
+def parsed(*options):
+    return parse_config(argument_parser("test"), list(options))[0]
+
+
+@pytest.mark.parametrize("name", ["demo", "lol_v1", "lol_v2_real", "lol_v2_synthetic"])
+def test_presets_build(name):
+    assert name in preset_names()
+    assert parsed("--config", name, *URL).run.name == name
+
+
+def test_any_field_can_be_overridden():
+    config = parsed(
+        "--config", "lol_v1", *URL, "--train.steps", "7", "--objective.scale-weights", "[0.1, 0.2, 0.3, 0.4]",
+        "--optimizer.learning_rate=1e-3", "--run.use-gpu", "false", "--teacher.norm", "separate",
+    )  # fmt: skip
+    assert config.train.steps == 7
+    assert config.objective.scale_weights == (0.1, 0.2, 0.3, 0.4)
+    assert config.optimizer.learning_rate == 1e-3
+    assert config.run.use_gpu is False
+    assert config.teacher.norm == "separate"
+
+
+def test_resolved_settings_read_back_the_same(tmp_path):
+    config = parsed("--config", "demo", "--network.head", "sigmoid")
+    path = tmp_path / "settings.yaml"
+    path.write_text(config.to_yaml())
+    assert parsed("--config", str(path)) == config
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--config", "lol_v1"], "data.url: Field required"),
+        (["--config", "nothing"], r"--config nothing: not a preset \(demo, lol_v1"),
+        (["--config", "missing.yaml"], "missing.yaml: no such settings file"),
+        (["--config", "lol_v1", *URL, "--train.steps", "0"], "train.steps: Input should be greater than or equal to 1"),
+        (["--config", "lol_v1", *URL, "--optimizer.zero-stage", "3"], "zero_stage: must be 0, 1 or 2: stage 3 shards"),
+        (["--config", "lol_v1", *URL, "--run.workers", "3"], r"train.global_batch \(8\) must be a multiple of"),
+        (["--config", "lol_v1", *URL, "--data.crop", "100"], "data.crop: Input should be a multiple of 32"),
+        (["--config", "lol_v1", *URL, "--objective.beta", "0", "--objective.gamma", "2"], "gamma has no effect"),
+        (["--config", "lol_v1", *URL, "--optimizer.warmup-steps", "30313"], "warmup_steps"),
+        (["--config", "lol_v1", *URL, "--optimizer.final-learning-rate", "1"], "must not exceed learning_rate"),
+    ],
+)
+def test_mistakes_are_named_and_end_with_status_2(options, message, capsys):
+    import re
+
+    with pytest.raises(SystemExit) as exit, user_errors():
+        parsed(*options)
+    assert exit.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_unknown_options_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        parsed("--config", "lol_v1", *URL, "--train.step", "7")
+    assert "--train.step" in capsys.readouterr().err
+
+
+def test_unknown_fields_in_a_file_are_refused(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text(yaml.safe_dump(read_settings_of("demo") | {"trian": {"steps": 1}}))
+    with pytest.raises(ValidationError, match="trian"):
+        parsed("--config", str(path))
+
+
+def read_settings_of(preset):
+    return parsed("--config", preset, *URL).model_dump(mode="json")
+
+
+def test_settings_file_must_be_a_mapping(tmp_path):
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(ValueError, match="must hold settings by name"):
+        read_settings(str(tmp_path / "list.yaml"))
+
+
+def test_help_explains_every_field(capsys):
+    with pytest.raises(SystemExit):
+        parsed("--help")
+    text = " ".join(capsys.readouterr().out.split())
+
+    def fields(model, prefix=""):
+        for name, field in model.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
+                yield from fields(field.annotation, f"{prefix}{name}.")
+            else:
+                yield f"--{prefix}{name}".replace("_", "-"), field
+
+    found = list(fields(Config))
+    assert len(found) > 40
+    for option, field in found:
+        assert option in text
+        assert field.description, option
+    assert "weight lambda of the mirror loss; 0 trains without a teacher [>= 0, default 0.8]" in text
+
+
+def test_identity_ignores_what_cannot_change_the_weights():
+    config = parsed("--config", "demo")
+    same = parsed("--config", "demo", "--run.max-failures", "9", "--data.threads", "1", "--train.log-every", "1")
+    other = parsed("--config", "demo", "--objective.beta", "0.3")
+    assert same.identity() == config.identity()
+    assert other.identity() != config.identity()
+
+
+def test_learning_rate_warms_up_and_follows_a_cosine():
+    optimizer = parsed("--config", "demo").optimizer.model_copy(
+        update={"learning_rate": 1.0, "final_learning_rate": 0.1, "warmup_steps": 4}
+    )
+    assert [optimizer.rate_at(step, 104) for step in (0, 1, 3, 4)] == [0.25, 0.5, 1.0, 1.0]
+    assert optimizer.rate_at(54, 104) == pytest.approx(0.55)
+    assert optimizer.rate_at(103, 104) == pytest.approx(0.1, abs=1e-3)
+
+
+def test_parse_settings_makes_options_of_a_model():
+    from pipeline.evaluate import EvaluateSettings
+
+    settings = parse_settings(EvaluateSettings, ["--checkpoint", "/run", "--data.url", "/d"], description="test")
+    assert (settings.checkpoint, settings.data.url, settings.split) == ("/run", "/d", "test")
