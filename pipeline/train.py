@@ -26,12 +26,12 @@ def main() -> None:
 
 def run(config: Config) -> None:
     """Train until every step is done and every checkpoint scored."""
-    print(config.to_yaml())
     manifest = launch.check_data(config)
-    print(launch.check_scores(config), flush=True)
+    lpips = launch.check_scores(config)
     provenance = launch.provenance_of(manifest)
     with launch.cluster(config):
         config = launch.with_devices(config)
+        print(f"{config.to_yaml()}\n{lpips}", flush=True)
         launch.claim(config, provenance)
         launch.fit(config, manifest, provenance)
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from iaml import AutoEncoder, NetworkSettings, enhance, score
-from iaml.metrics import Protocol
+from iaml.metrics import Protocol, eight_bit_levels
 from pipeline.data.loader import PairReader
 from pipeline.data.manifest import PairRecord
 from pipeline.evaluation.perceptual import Lpips, LpipsUnavailable, find_backbone
@@ -125,4 +125,4 @@ def summarise(images: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def _pixels(image: Tensor) -> Pixels:
-    return (image[0].permute(1, 2, 0).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    return eight_bit_levels(image[0]).permute(1, 2, 0).to(torch.uint8).cpu().numpy()

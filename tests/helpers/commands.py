@@ -1,0 +1,102 @@
+"""A Ray cluster for tests, and the project's commands as a user runs them."""
+
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+CPUS = 8  # more than the machine may have: the tests' workers and actors share its cores
+START_S = 60
+
+
+class RayHead:
+    """A Ray head of its own: ``address`` for drivers, ``dashboard`` for jobs."""
+
+    def __init__(self, folder: str) -> None:
+        port, dashboard = _free_port(), _free_port()
+        self.address = f"127.0.0.1:{port}"
+        self.dashboard = f"http://127.0.0.1:{dashboard}"
+        options = {"port": port, "dashboard-port": dashboard, "num-cpus": CPUS, "temp-dir": folder}
+        # a token of its own, whatever the machine's Ray is set up to ask for
+        self.environment = {
+            **os.environ,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # `python` in a job is this one
+        }
+        self._log = Path(folder, "head.log").open("w")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--node-ip-address=127.0.0.1"]
+            + [f"--{name}={value}" for name, value in options.items()],
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=self.environment,
+        )
+        for wanted in (port, dashboard):
+            self._wait_for(wanted)
+
+    def stop(self) -> None:
+        """End the head and all that it started."""
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._log.close()
+
+    def _wait_for(self, port: int) -> None:
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return
+            assert self._process.poll() is None, f"ray start ended: {Path(self._log.name).read_text()}"
+            time.sleep(0.2)
+        raise TimeoutError(f"nothing listens on port {port} after {START_S} s: {Path(self._log.name).read_text()}")
+
+
+class Command:
+    """A command of the project, run from the root of the repository as a user would."""
+
+    def __init__(self, head: RayHead) -> None:
+        self.head = head
+        self.environment = {**head.environment, "RAY_ADDRESS": head.address, "PYTHONUNBUFFERED": "1"}
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start ``python ARGUMENTS``; its output, errors included, is on ``stdout``."""
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def __call__(self, *arguments: str, status: int = 0, timeout_s: float = 300) -> str:
+        """Run to the end, expect ``status``, and return the output without colours."""
+        process = self.start(*arguments)
+        try:
+            output = without_colours(process.communicate(timeout=timeout_s)[0])
+        finally:
+            process.kill()
+        assert process.returncode == status, output
+        return output
+
+
+def without_colours(text: str) -> str:
+    """The text without terminal escapes, which Ray puts before the lines of its workers."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,106 @@
+"""Checkpoints: they hold all that advances, load without pickle, and count only when whole."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from iaml import AutoEncoder, NetworkSettings, TeacherSettings, TeacherStudent
+from pipeline import checkpoint, storage
+from pipeline.checkpoint import Progress
+from pipeline.config import Config
+
+NETWORK = NetworkSettings(width=1 / 16)
+
+
+def make_config(run: Path) -> Config:
+    return Config.model_validate(
+        {
+            "run": {"name": run.name, "storage": str(run.parent)},
+            "data": {"url": "/data"},
+            "train": {"steps": 3},
+            "network": {"width": 1 / 16},
+        }
+    )
+
+
+def trained_task() -> TeacherStudent:
+    torch.manual_seed(0)
+    task = TeacherStudent(NETWORK, teacher=TeacherSettings(norm="separate"))
+    clean = torch.rand(4, 3, 32, 32)
+    for _ in range(2):
+        task(clean * 0.1, clean)
+        task.after_optimizer_step()
+    return task
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A run's URL, the URL of its checkpoint after 2 steps, and the task that it holds."""
+    task, run = trained_task(), tmp_path / "run"
+    local = tmp_path / "local"
+    local.mkdir()
+    run.mkdir()
+    moments = {"student.x.exp_avg": torch.ones(3)}
+    checkpoint.write(local, task, moments, Progress(2, 16, 2, 0), make_config(run), {"git": "abc"})
+    url = storage.join(str(run), checkpoint.name_at(2))
+    storage.upload_folder(local, url, last=checkpoint.STATE)
+    return str(run), url, task
+
+
+def test_weights_average_and_statistics_return(written):
+    _, url, task = written
+    fresh = TeacherStudent(NETWORK, teacher=TeacherSettings(norm="separate"))
+    assert checkpoint.load_weights(url, fresh) == Progress(2, 16, 2, 0)
+    assert fresh.updates == 2
+    before, after = task.state_dict(), fresh.state_dict()
+    assert any(name.startswith("clean_statistics") for name in before)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert torch.equal(checkpoint.load_optimizer(url)["student.x.exp_avg"], torch.ones(3))
+
+
+def test_candidates_enhance_as_the_task_does(written):
+    _, url, task = written
+    low = torch.rand(1, 3, 32, 32)
+    found = checkpoint.load_candidates(url, NETWORK)
+    with torch.no_grad():
+        assert torch.equal(found["student"](low), task.student.eval()(low))
+        assert torch.equal(found["averaged"](low), task.averaged_student().eval()(low))
+    assert not torch.equal(found["student"](low), found["averaged"](low))
+
+
+def test_student_file_loads_into_the_network_as_it_is(written):
+    from safetensors.torch import load_file
+
+    AutoEncoder(NETWORK).load_state_dict(load_file(f"{written[1]}/student.safetensors"), strict=True)
+
+
+def test_settings_and_provenance_lie_beside_the_weights(written):
+    run, url, _ = written
+    assert checkpoint.read_config(url) == make_config(Path(run))
+    assert json.loads(storage.read_text(storage.join(url, checkpoint.PROVENANCE))) == {"git": "abc"}
+
+
+@pytest.mark.parametrize("missing", ["student.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_checkpoint_in_part_does_not_count(written, missing):
+    run, url, _ = written
+    assert checkpoint.complete_checkpoints(run) == [url]
+    storage.delete(storage.join(url, missing))
+    assert checkpoint.complete_checkpoints(run) == []
+
+
+def test_missing_weights_are_named(written):
+    _, url, _ = written
+    checkpoint.delete_weights(url)
+    with pytest.raises(ValueError, match=r"student.safetensors: not found; give a checkpoint's folder whose weights"):
+        checkpoint.load_candidates(url, NETWORK)
+
+
+def test_progress_counts_steps_left_out():
+    progress = Progress()
+    for applied in (True, False, False, True, False):
+        progress = progress.after_step(8, applied)
+    assert dataclasses.astuple(progress) == (5, 40, 2, 1)
