@@ -1,6 +1,6 @@
 # Sets up a virtual environment from the lock file, then runs the demo, the tests and the checks.
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -8,12 +8,16 @@ READY := $(VENV)/.ready
 .PHONY: demo test check setup lock clean
 .DELETE_ON_ERROR:
 
-demo: setup            ## Train on real photographs for a few minutes and show what came out.
+demo: setup demo/shards/manifest.parquet ## Train on real photographs for a few minutes and show what came out.
+	$(BIN)/python pipeline/train.py --config demo
+	$(BIN)/python pipeline/evaluate.py --checkpoint demo/runs/demo --split test
+
+# packing writes the manifest last, so that one that is there stands for a whole data set
+demo/shards/manifest.parquet: | setup
+	rm -rf demo
 	$(BIN)/python pipeline/demo_photographs.py --out demo/photographs
 	$(BIN)/python pipeline/darken.py --source demo/photographs --out demo/pairs --variants 3
 	$(BIN)/python pipeline/pack.py --source demo/pairs --out demo/shards --dev-fraction 0.2
-	$(BIN)/python pipeline/train.py --config demo
-	$(BIN)/python pipeline/evaluate.py --checkpoint demo/runs/demo --split test
 
 test: setup check      ## Pass the checks and the tests.
 	$(BIN)/python -m pytest

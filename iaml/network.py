@@ -21,7 +21,9 @@ STRIDE = 2 ** len(ENCODER_CHANNELS)  # sides of the input must be multiples of t
 class NetworkSettings(Settings):
     """The auto-encoder."""
 
-    width: float = Field(1.0, gt=0, le=4, description="scales all channels; 1 is the published size of 10.0 M parameters")
+    width: float = Field(
+        1.0, gt=0, le=4, description="scales all channels; 1 is the published size of 10.0 M parameters"
+    )
     head: Literal["clamp", "sigmoid"] = Field(
         "clamp", description="bounds the output: clamp(x + r, 0, 1) or sigmoid(x + r) of the predicted residual r"
     )
@@ -37,7 +39,7 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
-        gate = self.mlp(x.mean(dim=(2, 3))).sigmoid() + self.mlp(x.amax(dim=(2, 3))).sigmoid()
+        gate: Tensor = self.mlp(x.mean(dim=(2, 3))).sigmoid() + self.mlp(x.amax(dim=(2, 3))).sigmoid()
         return x * gate[:, :, None, None]
 
 
@@ -51,7 +53,8 @@ class SpatialAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
         pooled = torch.cat([x.mean(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)], dim=1)
-        return x * self.conv(pooled).sigmoid()
+        gate: Tensor = self.conv(pooled).sigmoid()
+        return x * gate
 
 
 class CBAM(nn.Sequential):
@@ -117,7 +120,7 @@ class Head(nn.Module):
     def forward(self, features: Tensor, image: Tensor) -> Tensor:
         """Features (B, C, H/2, W/2) and image (B, 3, H, W) to an image of the same shape in [0, 1]."""
         residual = self.refine(torch.cat([self.up(features).relu(), image], dim=1))
-        output = image + residual
+        output: Tensor = image + residual
         return output.clamp(0, 1) if self.bound == "clamp" else output.sigmoid()
 
 

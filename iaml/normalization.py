@@ -4,7 +4,7 @@ The running statistics of the student's layers are learnt from low-light images.
 the same layers on clean images those statistics do not fit, so three forms are offered (``TeacherNorm``).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, cast
 
@@ -38,7 +38,8 @@ class BatchNorm2d(nn.SyncBatchNorm):
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         self._update(cast(Tensor, self.running_mean), cast(Tensor, self.running_var), x, mean, var)
-        return cast(Tensor, _GlobalBatchNorm.apply(x, self.weight, self.bias, mean, var, self.eps))
+        normalise = cast(Callable[..., Tensor], _GlobalBatchNorm.apply)
+        return normalise(x, self.weight, self.bias, mean, var, self.eps)
 
     def _forward_clean(self, x: Tensor, norm: TeacherNorm, own: "RunningStatistics | None") -> Tensor:
         if norm == "running":

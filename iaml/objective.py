@@ -66,8 +66,11 @@ class Objective:
         """The terms whose weight is not 0, unweighted.
 
         Args:
-            prediction, low, clean: images in [0, 1], shape (B, 3, H, W).
-            student_maps, teacher_maps: decoder features, coarsest first; not used when the mirror weight is 0.
+            prediction: the student's images in [0, 1], shape (B, 3, H, W).
+            low: ``x``, of the same shape.
+            clean: ``y``, of the same shape.
+            student_maps: ``u_i``, coarsest first; not used when the mirror weight is 0.
+            teacher_maps: ``t_i``, likewise.
 
         Returns:
             Float32 scalars by name: ``reconstruction``, ``ssim`` (as 1 - SSIM), ``mirror``.

@@ -72,8 +72,7 @@ def _check(a: Tensor, b: Tensor, data_range: float) -> None:
         )
     if a.dtype != b.dtype or a.dtype not in (torch.float32, torch.float64):
         raise ValueError(
-            f"SSIM needs two float32 or two float64 tensors, not {a.dtype} and {b.dtype}: "
-            "convert them with .float()"
+            f"SSIM needs two float32 or two float64 tensors, not {a.dtype} and {b.dtype}: convert them with .float()"
         )
     if not data_range > 0:
         raise ValueError(f"SSIM's data_range must be positive, not {data_range}")

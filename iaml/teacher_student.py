@@ -1,8 +1,8 @@
 """Student, EMA teacher and objective in one object: the border between the method and the training loop.
 
-    losses = task(low, clean)
-    losses["loss"].backward(); optimizer.step()
-    task.after_optimizer_step()
+losses = task(low, clean)
+losses["loss"].backward(); optimizer.step()
+task.after_optimizer_step()
 """
 
 import copy
@@ -24,8 +24,8 @@ class TeacherSettings(Settings):
         0.999,
         ge=0,
         le=1,
-        description="EMA rate m in T_D <- m T_D + (1 - m) S_D; 0 makes the teacher's decoder the student's, 1 freezes it; "
-        "a global batch k times as large wants m^k",
+        description="EMA rate m in T_D <- m T_D + (1 - m) S_D; 0 makes the teacher's decoder the student's, 1 freezes "
+        "it; a global batch k times as large wants m^k",
     )
     ema_warmup: float = Field(
         0.75, ge=0, le=1, description="power p of the warm-up m_t = min(m, 1 - (1 + t)^-p) over updates t; 0 is none"

@@ -1,13 +1,13 @@
 """Checkpoints: everything that advances in training, written whole or not at all.
 
-    <run>/checkpoint-00001000/
-        student.safetensors     the student, loadable into iaml.AutoEncoder as it is
-        teacher.safetensors     the averaged decoder and the statistics of clean images
-        optimizer.safetensors   Adam's moments, whole, so that any number of workers can load them
-        settings.yaml           the resolved settings
-        provenance.json         git hash, manifest checksum, library versions
-        state.json              the integers that place the run; written last, so it marks a whole checkpoint
-        scores-dev.json, grid-dev.png   added when the checkpoint has been scored
+<run>/checkpoint-00001000/
+student.safetensors     the student, loadable into iaml.AutoEncoder as it is
+teacher.safetensors     the averaged decoder and the statistics of clean images
+optimizer.safetensors   Adam's moments, whole, so that any number of workers can load them
+settings.yaml           the resolved settings
+provenance.json         git hash, manifest checksum, library versions
+state.json              the integers that place the run; written last, so it marks a whole checkpoint
+scores-dev.json, grid-dev.png   added when the checkpoint has been scored
 """
 
 import json

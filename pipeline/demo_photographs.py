@@ -6,9 +6,7 @@ from pipeline.data.photographs import PhotographSettings, export_photographs
 
 def main() -> None:
     """Read the option, write the photographs, and print where they are."""
-    settings = parse_settings(
-        PhotographSettings, description="Write the photographs that scikit-image carries."
-    )
+    settings = parse_settings(PhotographSettings, description="Write the photographs that scikit-image carries.")
     with user_errors():
         print(f"{export_photographs(settings.out)} photographs in {settings.out}")
 

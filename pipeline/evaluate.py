@@ -14,13 +14,17 @@ from pipeline.evaluation.settings import EvaluationSettings, Split
 class EvaluateData(Settings):
     """The data to score on."""
 
-    url: storage.Url | None = Field(None, description="folder or s3://bucket/prefix that pipeline/pack.py wrote; by default the run's")
+    url: storage.Url | None = Field(
+        None, description="folder or s3://bucket/prefix that pipeline/pack.py wrote; by default the run's"
+    )
 
 
 class EvaluateSettings(Settings):
     """What to score, and on what."""
 
-    checkpoint: storage.Url = Field(description="folder or s3:// URL of a checkpoint, or of a run for its best checkpoint")
+    checkpoint: storage.Url = Field(
+        description="folder or s3:// URL of a checkpoint, or of a run for its best checkpoint"
+    )
     split: Split = Field("test", description="split to score; the test split is for the end, once")
     data: EvaluateData = EvaluateData()
     evaluation: EvaluationSettings = EvaluationSettings()

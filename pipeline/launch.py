@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, ValidationConfig
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, ValidationConfig
 from ray.train.torch import TorchTrainer
 
 from pipeline import storage
@@ -20,9 +20,8 @@ from pipeline.checkpoint import PROVENANCE, SETTINGS
 from pipeline.config import Config, read_settings
 from pipeline.data.loader import check_crops_fit
 from pipeline.data.manifest import Manifest, load_manifest
-from pipeline.evaluation.scoring import load_lpips
 from pipeline.evaluation.pool import Pool, Validation
-from pipeline.training.loop import train
+from pipeline.evaluation.scoring import load_lpips
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints
 LIBRARIES = ("torch", "ray", "deepspeed", "numpy", "pillow")
@@ -112,6 +111,8 @@ def fit(config: Config, manifest: Manifest, provenance: dict[str, Any]) -> ray.t
     Raises:
         ray.train.TrainingFailedError: the run failed more often than ``run.max_failures`` allows.
     """
+    from pipeline.training.loop import train  # brings DeepSpeed, which takes seconds and is not needed before
+
     filesystem, path = storage.arrow_filesystem(config.run.storage)
     # checkpoints are chosen by the development split; the test split is scored by evaluate.py alone
     validation = Validation(config, Pool.start(config, manifest, "dev"))
@@ -127,6 +128,7 @@ def fit(config: Config, manifest: Manifest, provenance: dict[str, Any]) -> ray.t
             name=config.run.name,
             storage_path=path,
             storage_filesystem=filesystem,
+            logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=FailureConfig(max_failures=config.run.max_failures),
             checkpoint_config=CheckpointConfig(
                 checkpoint_score_attribute=config.checkpoint.ranking,
@@ -146,7 +148,9 @@ def _refuse_leaks(manifest: Manifest) -> None:
     held_out = [record for record in manifest.records if record.split != "train" and record.high_sha256 in trained]
     if held_out:
         names = ", ".join(f"{record.key} ({record.split}) is {trained[record.high_sha256]}" for record in held_out[:5])
-        raise ValueError(f"{manifest.url}: {len(held_out)} held-out images are training images as well: {names}; pack again")
+        raise ValueError(
+            f"{manifest.url}: {len(held_out)} held-out images are training images as well: {names}; pack again"
+        )
 
 
 def _cpus_needed(config: Config) -> float:

@@ -6,9 +6,7 @@ from pipeline.data.packing import PackSettings, pack
 
 def main() -> None:
     """Read the options, pack, and print what was packed and where it is."""
-    settings = parse_settings(
-        PackSettings, description="Pack a folder of image pairs into shards for training."
-    )
+    settings = parse_settings(PackSettings, description="Pack a folder of image pairs into shards for training.")
     with user_errors():
         print(pack(settings))
 

@@ -21,6 +21,7 @@ SMALL = {
     "--checkpoint.every": "2",
     "--optimizer.warmup-steps": "0",
     "--evaluation.grid-images": "2",
+    "--evaluation.lpips": "none",
 }
 
 
@@ -37,7 +38,8 @@ def shards(tmp_path_factory):
 def trained(command, shards, tmp_path_factory):
     """A finished run: its folder, its options and what the command printed."""
     storage = tmp_path_factory.mktemp("runs")
-    arguments = options(**{"--data.url": shards, "--run.storage": str(storage), "--run.name": "small"})
+    changes = {"--data.url": shards, "--run.storage": str(storage), "--run.name": "small", "--evaluation.lpips": "alex"}
+    arguments = options(**changes)
     return storage / "small", arguments, command("pipeline/train.py", *arguments)
 
 
@@ -89,7 +91,10 @@ def test_the_same_command_again_has_nothing_left_to_do(trained, command):
     weights = (run / "checkpoint-00000004/student.safetensors").read_bytes()
     output = command("pipeline/train.py", *arguments)
     assert "step 1/4" not in output
-    assert re.search(r"^student .*", output, re.MULTILINE).group() == re.search(r"^student .*", before, re.MULTILINE).group()
+    assert (
+        re.search(r"^student .*", output, re.MULTILINE).group()
+        == re.search(r"^student .*", before, re.MULTILINE).group()
+    )
     assert (run / "checkpoint-00000004/student.safetensors").read_bytes() == weights
 
 
@@ -130,7 +135,7 @@ def test_dry_run_checks_everything_and_leaves_nothing(command, shards, tmp_path)
         ({"--data.url": "/no/such/data"}, "/no/such/data/manifest.parquet: there is no manifest; check the path"),
         ({"--run.workers": "64", "--train.global-batch": "64"}, "the run needs 65 CPUs, the Ray cluster has 8"),
         ({"--data.crop": "64"}, "smaller than 64 pixels"),
-        ({"--evaluation.lpips-weights": "/no/such/weights.pth"}, "/no/such/weights.pth"),
+        ({"--evaluation.lpips": "alex", "--evaluation.lpips-weights": "/no/such/file.pth"}, "/no/such/file.pth"),
     ],
 )
 def test_mistakes_end_before_workers_start(command, shards, tmp_path, changes, message):

@@ -16,16 +16,14 @@ from tqdm import tqdm
 
 from iaml.settings import Settings
 from pipeline import storage
-from pipeline.data.packing import encode_png, read_rgb
+from pipeline.data.images import encode_png, read_rgb
 from pipeline.data.pairing import images_under
 
 
 class CameraSettings(Settings):
     """How dark and how noisy the images become; ranges are drawn from anew for every image."""
 
-    least_stops: float = Field(
-        3, description="Least underexposure in stops; each halves the light.", ge=0, le=12
-    )
+    least_stops: float = Field(3, description="Least underexposure in stops; each halves the light.", ge=0, le=12)
     most_stops: float = Field(5, description="Most underexposure in stops.", ge=0, le=12)
     least_full_well: float = Field(
         2000, description="Fewest electrons that make white: the lower, the more shot noise.", ge=1
@@ -54,9 +52,7 @@ class DarkenSettings(Settings):
     max_side: int | None = Field(
         None, description="Photographs with a longer side, in pixels, are scaled down to it first.", ge=16
     )
-    seed: int = Field(
-        0, description="With a photograph's relative path and the variant, it decides the noise.", ge=0
-    )
+    seed: int = Field(0, description="With a photograph's relative path and the variant, it decides the noise.", ge=0)
     camera: CameraSettings = CameraSettings()
 
 
@@ -110,9 +106,7 @@ def darken_folder(settings: DarkenSettings) -> DarkenReport:
 def srgb_to_linear(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Linear light in [0, 1] of 8-bit sRGB values (IEC 61966-2-1)."""
     values = np.arange(256) / 255
-    table: NDArray[np.float64] = np.where(
-        values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4
-    )
+    table: NDArray[np.float64] = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
     return table[pixels]
 
 
@@ -139,9 +133,7 @@ def _scaled(photo: NDArray[np.uint8], max_side: int | None) -> NDArray[np.uint8]
 def _check(photographs: list[Path], settings: DarkenSettings) -> None:
     """Refuse before anything is written; reading every photograph twice is cheap beside darkening it."""
     if not photographs:
-        raise ValueError(
-            f"source {settings.source}: no photographs found; give a folder of PNG or JPEG files"
-        )
+        raise ValueError(f"source {settings.source}: no photographs found; give a folder of PNG or JPEG files")
     if storage.listdir(str(settings.out)):
         raise ValueError(f"out {settings.out} is not empty; choose another folder, or empty it first")
     faults: list[str] = []
@@ -155,6 +147,4 @@ def _check(photographs: list[Path], settings: DarkenSettings) -> None:
         except ValueError as error:
             faults.append(str(error))
     if faults:
-        raise ValueError(
-            "nothing was darkened; mend or remove these:\n" + "\n".join(f"  {fault}" for fault in faults)
-        )
+        raise ValueError("nothing was darkened; mend or remove these:\n" + "\n".join(f"  {fault}" for fault in faults))

@@ -25,10 +25,14 @@ from pipeline.data.order import SampleOrder, Share, Visit
 class DataSettings(Settings):
     """The data: packed shards, and how crops are cut from them."""
 
-    url: storage.Url = Field(description="folder or s3://bucket/prefix that pipeline/pack.py wrote (it holds manifest.parquet)")
+    url: storage.Url = Field(
+        description="folder or s3://bucket/prefix that pipeline/pack.py wrote (it holds manifest.parquet)"
+    )
     crop: int = Field(256, ge=STRIDE, multiple_of=STRIDE, description="side of the square crops, pixels")
     flips: bool = Field(True, description="mirror crops and turn them by quarters at random, both images alike")
-    cache_gib: float = Field(2.0, ge=0, description="memory for decoded images on each worker, GiB; 0 decodes each time")
+    cache_gib: float = Field(
+        2.0, ge=0, description="memory for decoded images on each worker, GiB; 0 decodes each time"
+    )
     threads: int = Field(2, ge=1, description="threads on each worker that read and decode ahead of training")
     ahead: int = Field(4, ge=1, description="steps whose samples are read ahead")
 
@@ -149,7 +153,9 @@ def check_crops_fit(records: Sequence[PairRecord], crop: int) -> None:
     small = [record for record in records if min(record.width, record.height) < crop]
     if small:
         names = ", ".join(f"{record.key} ({record.width}x{record.height})" for record in small[:5])
-        raise ValueError(f"data.crop: {len(small)} training pairs are smaller than {crop} pixels: {names}; lower data.crop")
+        raise ValueError(
+            f"data.crop: {len(small)} training pairs are smaller than {crop} pixels: {names}; lower data.crop"
+        )
 
 
 def _stack(pairs: list[Pair]) -> Batch:

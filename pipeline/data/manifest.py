@@ -49,10 +49,7 @@ class PairRecord:
 
 
 SCHEMA = pa.schema(
-    [
-        pa.field(field.name, COLUMN_TYPES[field.type], nullable=False)
-        for field in dataclasses.fields(PairRecord)
-    ]
+    [pa.field(field.name, COLUMN_TYPES[field.type], nullable=False) for field in dataclasses.fields(PairRecord)]
 )
 
 
@@ -85,7 +82,7 @@ def load_manifest(url: str) -> Manifest:
         data = storage.read_bytes(where)
     except FileNotFoundError as error:
         raise ValueError(
-            f"{where}: there is no manifest; check the path and that packing finished, since the manifest is written last"
+            f"{where}: there is no manifest; check the path and that packing finished, since it is written last"
         ) from error
     except OSError as error:
         raise ValueError(f"{where}: cannot be read ({error}); check the path, its permissions or S3 keys") from error

@@ -12,9 +12,7 @@ import io
 import json
 import os
 import re
-import struct
 import tarfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,14 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import Field, field_validator
 from tqdm import tqdm
 from webdataset import TarWriter
 
 from iaml.settings import Settings
 from pipeline import storage
+from pipeline.data.images import read_rgb, stored_png
 from pipeline.data.manifest import (
     MANIFEST_NAME,
     SPLITS,
@@ -41,17 +38,6 @@ from pipeline.data.manifest import (
 )
 from pipeline.data.pairing import Pair, find_pairs, listed
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# What Pillow raises on broken files, by its own tests; all of them mean "this is not a readable image".
-BROKEN_IMAGE = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 MISPAIRED_LOL_V1 = {"79", "111", "735"}
 WORKERS = min(8, os.cpu_count() or 1)
 
@@ -61,9 +47,7 @@ class PackSettings(Settings):
 
     source: Path = Field(description="Folder of pairs: LOL, LSRW, or {train,test}/{low,high}.")
     out: str = Field(description="Where shards and manifest go: a local folder or s3://bucket/prefix.")
-    shard_pairs: int = Field(
-        32, description="Most pairs in one shard; shards of a split are evened out.", ge=1
-    )
+    shard_pairs: int = Field(32, description="Most pairs in one shard; shards of a split are evened out.", ge=1)
     dev_fraction: float = Field(
         0.1,
         description="Part of the training pairs held out, by whole scenes, to choose checkpoints.",
@@ -89,9 +73,7 @@ class PackSettings(Settings):
         except re.error as error:
             raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
         if groups < 1:
-            raise ValueError(
-                f"{pattern!r} has no group; put the scene's part in brackets, as in '-([0-9]+)_'"
-            )
+            raise ValueError(f"{pattern!r} has no group; put the scene's part in brackets, as in '-([0-9]+)_'")
         return pattern
 
 
@@ -115,9 +97,7 @@ class PackReport:
         lines.append(f"{self.scenes} scenes, {self.size / 1e6:.1f} MB")
         lines.append(f"{self.converted} images converted to 8-bit RGB PNG, the others copied byte for byte")
         if self.near_duplicates:
-            lines.append(
-                f"WARNING: {len(self.near_duplicates)} training pairs show a scene of the test split:"
-            )
+            lines.append(f"WARNING: {len(self.near_duplicates)} training pairs show a scene of the test split:")
             lines.append(listed(f"{train} and {test}" for train, test in self.near_duplicates))
         if self.mispaired:
             lines.append(f"WARNING: known to be mispaired in LOL-v1: {', '.join(self.mispaired)}")
@@ -191,12 +171,8 @@ def plan_shards(checked: Sequence[CheckedPair], settings: PackSettings) -> Plan:
     """Decide scene, split and shard of every pair: a pure function of the images and the settings."""
     names = _scene_names([one.pair.key for one in checked], settings.scene_pattern)
     scenes = group_scenes(checked, names, settings.near_duplicate_bits)
-    dev_scenes = choose_dev_scenes(
-        [one.pair for one in checked], scenes, settings.dev_fraction, settings.seed
-    )
-    splits = {
-        one.pair.key: "dev" if scenes[one.pair.key] in dev_scenes else one.pair.split for one in checked
-    }
+    dev_scenes = choose_dev_scenes([one.pair for one in checked], scenes, settings.dev_fraction, settings.seed)
+    splits = {one.pair.key: "dev" if scenes[one.pair.key] in dev_scenes else one.pair.split for one in checked}
     shards: dict[str, Sequence[CheckedPair]] = {}
     for split in SPLITS:
         members = [one for one in checked if splits[one.pair.key] == split]
@@ -233,9 +209,7 @@ def group_scenes(checked: Sequence[CheckedPair], names: Sequence[str | None], bi
     return {one.pair.key: checked[root(index)].pair.key for index, one in enumerate(checked)}
 
 
-def choose_dev_scenes(
-    pairs: Sequence[Pair], scenes: Mapping[str, str], fraction: float, seed: int
-) -> set[str]:
+def choose_dev_scenes(pairs: Sequence[Pair], scenes: Mapping[str, str], fraction: float, seed: int) -> set[str]:
     """Whole training scenes that hold about ``fraction`` of the training pairs, at least one of two.
 
     Scenes that the test split shows too are left to training: a development score on them would say
@@ -266,9 +240,7 @@ def build_shard(members: Sequence[CheckedPair], plan: Plan) -> tuple[bytes, int]
         for one in members:
             (low, low_converted), (high, high_converted) = next(images), next(images)
             conversions += low_converted + high_converted
-            tar.write(
-                {"__key__": one.pair.key, "low.png": low, "high.png": high, "json": _describe(one, plan)}
-            )
+            tar.write({"__key__": one.pair.key, "low.png": low, "high.png": high, "json": _describe(one, plan)})
     return buffer.getvalue(), conversions
 
 
@@ -301,63 +273,6 @@ def shard_records(name: str, shard: bytes, members: Iterable[CheckedPair], plan:
         )
         records.append(record)
     return records
-
-
-def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """The pixels of an image file as 8-bit RGB, uint8 [height, width, 3].
-
-    Grey is repeated, alpha dropped, 16 bits are scaled to 8 with rounding, and a photograph's
-    orientation is applied. A PNG is taken as it lies, as its readers will.
-
-    Raises:
-        ValueError: the file is not an image, is cut short, or has pixels of unknown range.
-    """
-    try:
-        return _decode(path.read_bytes())
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{path}: is not an image, or its header is broken") from error
-    except BROKEN_IMAGE as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """Lossless PNG of an RGB image, uint8 [height, width, 3]."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def stored_png(path: Path) -> tuple[bytes, bool]:
-    """The bytes that a shard holds for an image file, and whether they had to be converted."""
-    data = path.read_bytes()
-    # The header's bit depth and colour type, always the bytes 24 and 25.
-    if data.startswith(PNG_SIGNATURE) and data[24:26] == b"\x08\x02":
-        return data, False
-    return encode_png(_decode(data)), True
-
-
-def _decode(data: bytes) -> NDArray[np.uint8]:
-    image = Image.open(io.BytesIO(data))
-    if image.mode in ("I", "F"):
-        raise ValueError(
-            f"its 32-bit pixels (mode {image.mode}) have no known range; save it with 8 or 16 bits"
-        )
-    if image.mode.startswith("I;16"):
-        return _eight_bits(np.repeat(np.asarray(image, dtype=np.uint16)[..., None], 3, axis=2))
-    if data.startswith(PNG_SIGNATURE) and data[24] == 16:
-        # Pillow decodes the upper byte of such values only; a second reading gives the lower one.
-        lower = Image.open(io.BytesIO(data))
-        lower.tile = [tile._replace(args=f"{lower.mode};16L") for tile in lower.tile]
-        upper_bytes, lower_bytes = (
-            np.asarray(half.convert("RGB"), dtype=np.uint16) for half in (image, lower)
-        )
-        return _eight_bits(256 * upper_bytes + lower_bytes)
-    upright = image if image.format == "PNG" else ImageOps.exif_transpose(image)
-    return np.asarray(upright.convert("RGB"))
-
-
-def _eight_bits(values: NDArray[np.uint16]) -> NDArray[np.uint8]:
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 / 255 is 257
 
 
 def _check(pair: Pair) -> CheckedPair | str:

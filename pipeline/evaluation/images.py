@@ -16,9 +16,7 @@ LINE_HEIGHT = 22
 Pixels = NDArray[np.uint8]
 
 
-def image_grid(
-    rows: Sequence[Sequence[Pixels]], column_titles: Sequence[str], row_titles: Sequence[str]
-) -> bytes:
+def image_grid(rows: Sequence[Sequence[Pixels]], column_titles: Sequence[str], row_titles: Sequence[str]) -> bytes:
     """Draw rows of images under column titles, each row below a title of its own, as one PNG.
 
     Images are only ever made smaller, in proportion, and as small as it takes for the PNG to stay under

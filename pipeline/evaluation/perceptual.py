@@ -57,9 +57,7 @@ class _Architecture:
 
 _ARCHITECTURES: dict[Backbone, _Architecture] = {
     "alex": _Architecture((0, 3, 6, 8, 10), "alexnet-owt-7be5be79.pth", "alexnet.ckpt", 31),
-    "vgg": _Architecture(
-        (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), "vgg16-397923af.pth", "vgg16.ckpt", 16
-    ),
+    "vgg": _Architecture((0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), "vgg16-397923af.pth", "vgg16.ckpt", 16),
 }
 
 
@@ -153,16 +151,12 @@ def _build(weights: BackboneWeights) -> torch.nn.Module:
     # Constructing draws random weights, all replaced below: the caller's random state must not notice.
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # lpips calls torchvision in a deprecated way
-        model: torch.nn.Module = lpips.LPIPS(
-            net=weights.backbone, version="0.1", pnet_rand=True, verbose=False
-        )
+        model: torch.nn.Module = lpips.LPIPS(net=weights.backbone, version="0.1", pnet_rand=True, verbose=False)
     trunk = model.get_submodule("net")
     # lpips cuts `features` into slices but keeps the positions: net.slice2.3.weight is features.3.weight.
     torchvision_name = {name: "features." + name.partition(".")[2] for name in trunk.state_dict()}
     try:
-        trunk.load_state_dict(
-            {name: weights.state[key] for name, key in torchvision_name.items()}, strict=True
-        )
+        trunk.load_state_dict({name: weights.state[key] for name, key in torchvision_name.items()}, strict=True)
     except RuntimeError as error:
         raise ValueError(f"{weights.source} does not fit the backbone {weights.backbone}: {error}") from error
     return model.eval().requires_grad_(False)
@@ -176,9 +170,7 @@ def _import_lpips() -> ModuleType:
             _let_torchvision_import()
             return importlib.import_module("lpips")
     except ImportError as error:
-        raise LpipsUnavailable(
-            f"the package lpips cannot be imported ({error}): pip install lpips==0.1.4"
-        ) from error
+        raise LpipsUnavailable(f"the package lpips cannot be imported ({error}): pip install lpips==0.1.4") from error
 
 
 def _let_torchvision_import() -> None:
@@ -237,13 +229,9 @@ def _read_backbone(backbone: Backbone, path: Path) -> BackboneWeights:
     try:
         tensors = _read_tensors(path, backbone)
     except _UNREADABLE as error:
-        raise ValueError(
-            f"LPIPS backbone weights {path} cannot be read as a {path.suffix} file: {error}"
-        ) from error
+        raise ValueError(f"LPIPS backbone weights {path} cannot be read as a {path.suffix} file: {error}") from error
     state = {name: tensor for name, tensor in tensors.items() if name.startswith("features.")}
-    expected = {
-        f"features.{i}.{kind}" for i in _ARCHITECTURES[backbone].convolutions for kind in ("weight", "bias")
-    }
+    expected = {f"features.{i}.{kind}" for i in _ARCHITECTURES[backbone].convolutions for kind in ("weight", "bias")}
     if state.keys() != expected:
         raise ValueError(
             f"LPIPS backbone weights {path} are not those of {backbone}: "

@@ -84,7 +84,9 @@ class Validation:
         run = self.config.run.url
         means = self.pool.score(storage.join(run, storage.name_of(checkpoint.path)))["methods"]
         prune(run, self.config.checkpoint)
-        return {f"{self.pool.split}_{method}_{name}": value for method in means for name, value in means[method].items()}
+        return {
+            f"{self.pool.split}_{method}_{name}": value for method in means for name, value in means[method].items()
+        }
 
 
 def _evenly(records: Sequence[PairRecord], count: int) -> tuple[str, ...]:

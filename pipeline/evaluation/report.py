@@ -87,9 +87,7 @@ def render_report(
         "Settings": f"<pre>{html.escape(settings_yaml)}</pre>",
         "Provenance": _provenance_table(provenance),
     }
-    body = "\n".join(
-        f"<section><h2>{name}</h2>\n{content}</section>" for name, content in sections.items() if content
-    )
+    body = "\n".join(f"<section><h2>{name}</h2>\n{content}</section>" for name, content in sections.items() if content)
     return PAGE.format(title=html.escape(title), style=STYLE, body=body)
 
 
@@ -184,9 +182,7 @@ def _score_curves(scores: Sequence[Scores]) -> Iterable[str]:
             for method, values in each["methods"].items():
                 if method not in BASELINES and name in values:
                     how = each["lpips"]["backbone"] if name == "lpips" else each["protocol"]
-                    curves.setdefault(f"{method}, {each['split']}, {how}", []).append(
-                        (each["step"], values[name])
-                    )
+                    curves.setdefault(f"{method}, {each['split']}, {how}", []).append((each["step"], values[name]))
         yield from _plot(label, {key: points for key, points in curves.items() if len(points) > 1})
 
 
@@ -203,12 +199,8 @@ def _training_curves(records: Sequence[Record]) -> Iterable[str]:
 
 
 def _provenance_table(provenance: Mapping[str, Any]) -> str:
-    texts = {
-        name: value if isinstance(value, str) else json.dumps(value) for name, value in provenance.items()
-    }
-    rows = "".join(
-        f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in texts.items()
-    )
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in provenance.items()}
+    rows = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in texts.items())
     return f"<table class=names>{rows}</table>" if rows else ""
 
 
@@ -217,18 +209,14 @@ def _provenance_table(provenance: Mapping[str, Any]) -> str:
 
 def _plot(caption: str, curves: Mapping[str, Points], *, log: bool = False) -> Iterable[str]:
     """One figure with all the curves, or none where there is nothing to draw."""
-    drawable = {
-        label: _thinned([p for p in points if math.isfinite(p[1])]) for label, points in curves.items()
-    }
+    drawable = {label: _thinned([p for p in points if math.isfinite(p[1])]) for label, points in curves.items()}
     drawable = {label: points for label, points in drawable.items() if points}
     if not drawable:
         return
     figure = Figure(figsize=(5, 3), layout="constrained")
     axes = figure.add_subplot()
     for label, points in drawable.items():
-        axes.plot(
-            *zip(*points, strict=True), label=label, marker="." if len(points) < 30 else "", linewidth=1.2
-        )
+        axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 30 else "", linewidth=1.2)
     if log and all(value > 0 for points in drawable.values() for _, value in points):
         axes.set_yscale("log")
     axes.set_xlabel("step")
@@ -244,9 +232,7 @@ def _plot(caption: str, curves: Mapping[str, Points], *, log: bool = False) -> I
 def _thinned(points: Points) -> Points:
     size = max(1, math.ceil(len(points) / MOST_POINTS))
     groups = [points[i : i + size] for i in range(0, len(points), size)]
-    return [
-        (sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups
-    ]
+    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
 
 
 def _picture(kind: str, content: bytes, caption: str) -> str:

@@ -65,7 +65,13 @@ def write_report(config: Config, chosen: str) -> str:
     scores = [entry for split in SPLITS for entry in read_scores(run, split)]
     provenance = json.loads(storage.read_text(storage.join(run, checkpoint.PROVENANCE)))
     page = render_report(
-        config.run.name, config.to_yaml(), provenance, read_metrics(run), scores, _grids(run, scores, chosen), chosen=chosen
+        config.run.name,
+        config.to_yaml(),
+        provenance,
+        read_metrics(run),
+        scores,
+        _grids(run, scores, chosen),
+        chosen=chosen,
     )
     url = storage.join(run, REPORT)
     storage.write_text(url, page)

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from iaml import AutoEncoder, NetworkSettings, enhance, score
 from iaml.metrics import Protocol, eight_bit_levels
+from pipeline.checkpoint import load_candidates
 from pipeline.data.loader import PairReader
 from pipeline.data.manifest import PairRecord
 from pipeline.evaluation.perceptual import Lpips, LpipsUnavailable, find_backbone
 from pipeline.evaluation.settings import EvaluationSettings
-from pipeline.checkpoint import load_candidates
 
 METHODS = ("input", "gamma", "student", "averaged")
 Pixels = NDArray[np.uint8]

@@ -56,6 +56,8 @@ class Engine:
         self._device = next(task.parameters()).device
         if settings.channels_last:
             task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # only DeepSpeed's inference uses this operator, which each CPU worker would compile when it starts
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._engine, *_ = deepspeed.initialize(
             model=task,
             optimizer=self._adam(),
@@ -106,7 +108,7 @@ class Engine:
         }
 
     def load_optimizer_state(self, state: dict[str, Tensor], steps: int) -> None:
-        """Continue from moments that ``optimizer_state`` gave after ``steps`` applied steps, on any number of workers."""
+        """Continue from moments that ``optimizer_state`` gave after ``steps`` applied steps, whatever the workers."""
         zero = self._engine.optimizer
         adam = zero if self._settings.zero_stage == 0 else zero.optimizer
         for group in adam.param_groups:

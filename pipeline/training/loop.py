@@ -1,10 +1,10 @@
 """The training loop, as each of Ray Train's workers runs it.
 
-    resume from the newest checkpoint, if there is one
-    for each step:
-        read this worker's part of the global batch
-        losses of student and teacher -> gradients -> optimizer step -> teacher's average
-        now and then: record metrics, write a checkpoint and have it scored
+resume from the newest checkpoint, if there is one
+for each step:
+read this worker's part of the global batch
+losses of student and teacher -> gradients -> optimizer step -> teacher's average
+now and then: record metrics, write a checkpoint and have it scored
 """
 
 import logging
@@ -37,7 +37,7 @@ def train(settings: dict[str, Any]) -> None:
     Args:
         settings: ``config`` (the run's settings) and ``provenance`` (stored with each checkpoint).
     """
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it repeats what the monitor says
+    logging.getLogger().setLevel(logging.WARNING)  # Ray logs each report, which the monitor has said already
     config = Config.model_validate(settings["config"])
     context = ray.train.get_context()
     share = Share(context.get_world_rank(), context.get_world_size(), config.micro_batch, config.train.accumulation)

@@ -1,7 +1,7 @@
 """What rank 0 shows of a run: lines in the terminal, TensorBoard, and a metrics file.
 
-    <run>/metrics.jsonl     one record for each logged step
-    <run>/tensorboard/      the same as TensorBoard events
+<run>/metrics.jsonl     one record for each logged step
+<run>/tensorboard/      the same as TensorBoard events
 """
 
 import json

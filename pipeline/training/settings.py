@@ -16,7 +16,9 @@ class RunSettings(Settings):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         description="name of the run; the same name continues it, a new name starts a new one",
     )
-    storage: Url = Field("~/iaml-runs", description="folder or s3://bucket/prefix that holds the runs; shared by all nodes")
+    storage: Url = Field(
+        "~/iaml-runs", description="folder or s3://bucket/prefix that holds the runs; shared by all nodes"
+    )
     workers: int = Field(1, ge=1, description="training workers, one for each GPU where GPUs are used")
     use_gpu: bool | None = Field(None, description="train on GPUs; by default if the cluster has one for each worker")
     cpus_per_worker: int = Field(1, ge=1, description="CPU cores of each worker")
@@ -36,7 +38,9 @@ class TrainSettings(Settings):
     global_batch: int = Field(8, ge=1, description="pairs in one optimizer step, over all workers")
     accumulation: int = Field(1, ge=1, description="forward passes that make up one optimizer step on each worker")
     log_every: int = Field(50, ge=1, description="steps between two lines of progress")
-    nonfinite_limit: int = Field(10, ge=1, description="steps in a row left out for a non-finite loss before the run stops")
+    nonfinite_limit: int = Field(
+        10, ge=1, description="steps in a row left out for a non-finite loss before the run stops"
+    )
 
 
 class CheckpointSettings(Settings):
@@ -66,7 +70,9 @@ class OptimizerSettings(Settings):
     final_learning_rate: float = Field(1e-7, ge=0, description="learning rate at the end of the cosine")
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up before the cosine")
     betas: tuple[float, float] = Field((0.9, 0.999), description="decay rates of Adam's two moments")
-    clip: float = Field(0.0, ge=0, description="largest gradient norm; larger gradients are scaled to it; 0 is no limit")
+    clip: float = Field(
+        0.0, ge=0, description="largest gradient norm; larger gradients are scaled to it; 0 is no limit"
+    )
     precision: Literal["float32", "bf16"] = Field(
         "float32", description="bf16 runs the networks under autocast; weights, losses and the average stay float32"
     )
@@ -80,8 +86,8 @@ class OptimizerSettings(Settings):
     def _stage_3_cannot_feed_the_average(cls, stage: int) -> int:
         if stage > 2:
             raise ValueError(
-                "must be 0, 1 or 2: stage 3 shards the weights, which the teacher's average and its shared encoder read "
-                "whole at every step, and a network of 10 M parameters gains nothing from it"
+                "must be 0, 1 or 2: stage 3 shards the weights, which the teacher's average and its shared encoder "
+                "read whole at every step, and a network of 10 M parameters gains nothing from it"
             )
         return stage
 

@@ -30,11 +30,11 @@ class RayHead:
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # `python` in a job is this one
         }
-        self._log = Path(folder, "head.log").open("w")
+        self._log = Path(folder, "head.log")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--node-ip-address=127.0.0.1"]
             + [f"--{name}={value}" for name, value in options.items()],
-            stdout=self._log,
+            stdout=self._log.open("w"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
             env=self.environment,
@@ -49,7 +49,6 @@ class RayHead:
             self._process.wait(5)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._log.close()
 
     def _wait_for(self, port: int) -> None:
         deadline = time.monotonic() + START_S
@@ -57,9 +56,9 @@ class RayHead:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     return
-            assert self._process.poll() is None, f"ray start ended: {Path(self._log.name).read_text()}"
+            assert self._process.poll() is None, f"ray start ended: {self._log.read_text()}"
             time.sleep(0.2)
-        raise TimeoutError(f"nothing listens on port {port} after {START_S} s: {Path(self._log.name).read_text()}")
+        raise TimeoutError(f"nothing listens on port {port} after {START_S} s: {self._log.read_text()}")
 
 
 class Command:

@@ -31,7 +31,9 @@ def expected_loss(student, teacher, low, weights, beta, gamma):
                 factor = emphasis.shape[0] // u.shape[1]
                 if factor == 4:
                     rows, columns = (np.arange(length) * 4 + 1 for length in u.shape[1:])
-                    emphasis = np.mean([emphasis[np.ix_(rows + i, columns + j)] for i in (0, 1) for j in (0, 1)], axis=0)
+                    emphasis = np.mean(
+                        [emphasis[np.ix_(rows + i, columns + j)] for i in (0, 1) for j in (0, 1)], axis=0
+                    )
                 else:
                     emphasis = halve(emphasis)
             per_sample.append((emphasis * np.abs(z(u) - z(t))).mean())

@@ -48,9 +48,7 @@ def test_head_bounds_the_output(head):
     network.decoder.head.refine[2].bias.data.fill_(0.7)
     image = torch.rand(2, 3, 32, 64)
     features = network.decoder(network.encoder(image))
-    residual = network.decoder.head.refine(
-        torch.cat([network.decoder.head.up(features[-1]).relu(), image], dim=1)
-    )
+    residual = network.decoder.head.refine(torch.cat([network.decoder.head.up(features[-1]).relu(), image], dim=1))
     expected = (image + residual).clamp(0, 1) if head == "clamp" else torch.sigmoid(image + residual)
     assert torch.equal(network(image), expected)
     assert (image + residual).max() > 1

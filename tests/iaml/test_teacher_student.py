@@ -36,7 +36,9 @@ def steps(task, count, learning_rate=1e-2):
 
 
 def floats(module):
-    return {name: value.double().numpy().copy() for name, value in module.state_dict().items() if value.is_floating_point()}
+    return {
+        name: value.double().numpy().copy() for name, value in module.state_dict().items() if value.is_floating_point()
+    }
 
 
 @pytest.mark.parametrize(("rate", "warmup"), [(0.9, 0.75), (0.5, 1.0), (0.999, 0.0)])
@@ -127,7 +129,9 @@ def test_each_term_alone_moves_parameters(term):
     losses = {}
     task.objective.total = lambda terms: losses.setdefault("alone", terms[term])
     task(*batch())["loss"].backward()
-    moved = [name for name, value in task.student.named_parameters() if value.grad is not None and value.grad.abs().sum()]
+    moved = [
+        name for name, value in task.student.named_parameters() if value.grad is not None and value.grad.abs().sum()
+    ]
     assert any(name.startswith("encoder") for name in moved)
     assert any(name.startswith("decoder") for name in moved)
     assert ("decoder.head.up.weight" in moved) == (term != "mirror")

@@ -139,9 +139,7 @@ def test_faults_are_named_before_anything_is_written(tmp_path: Path) -> None:
     source, out = photographs(tmp_path / "photos"), tmp_path / "out"
     (source / "broken.png").write_bytes(b"not an image")
     Image.new("RGB", (8, 8)).save(source / "train/a.png")
-    with pytest.raises(
-        ValueError, match=r"broken.png: is not an image(.|\n)*a.jpg and .*a.png would have one name"
-    ):
+    with pytest.raises(ValueError, match=r"broken.png: is not an image(.|\n)*a.jpg and .*a.png would have one name"):
         darken_folder(DarkenSettings(source=source, out=out))
     assert not out.exists()
 
@@ -160,6 +158,4 @@ def test_the_photographs_of_scikit_image_are_written(tmp_path: Path) -> None:
     test = {path.name: pixels(path) for path in (tmp_path / "test").iterdir()}
     assert test.keys() == {"chelsea.png", "coffee.png", "rocket.png"}
     assert test["chelsea.png"].shape == (300, 451, 3)
-    assert {"motorcycle_left.png", "motorcycle_right.png"} <= {
-        path.name for path in (tmp_path / "train").iterdir()
-    }
+    assert {"motorcycle_left.png", "motorcycle_right.png"} <= {path.name for path in (tmp_path / "train").iterdir()}

@@ -1,5 +1,7 @@
 """The loader: right pixels, both images cut alike, the same samples on every layout and after every restart."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -60,7 +62,9 @@ def test_augmentation_turns_and_mirrors(url):
     assert len({tuple(sorted(low.flatten().tolist())) for _, low, _ in turned}) > 1
 
 
-@pytest.mark.parametrize("layout", [{"workers": 2}, {"workers": 4}, {"workers": 2, "accumulation": 2}, {"threads": 1}, {"cache_gib": 0}])
+@pytest.mark.parametrize(
+    "layout", [{"workers": 2}, {"workers": 4}, {"workers": 2, "accumulation": 2}, {"threads": 1}, {"cache_gib": 0}]
+)
 def test_same_samples_on_every_layout(url, layout):
     assert same(batches(url), batches(url, **layout))
 
@@ -76,7 +80,7 @@ def test_seeds_differ(url):
 def test_changed_bytes_are_refused_by_shard_and_key(tmp_path):
     url = packed(tmp_path)
     record = load_manifest(url).split("train")[0]
-    with open(f"{url}/{record.shard}", "r+b") as file:
+    with Path(url, record.shard).open("r+b") as file:
         file.seek(record.high_offset + record.high_size // 2)
         byte = file.read(1)
         file.seek(-1, 1)
@@ -93,5 +97,7 @@ def test_a_worker_that_stops_early_leaves_no_threads_waiting(url):
 
 
 def test_small_images_are_refused_by_name(url):
-    with pytest.raises(ValueError, match=r"data.crop: 9 training pairs are smaller than 64 pixels: train-\d+ \(72x48\)"):
+    with pytest.raises(
+        ValueError, match=r"data.crop: 9 training pairs are smaller than 64 pixels: train-\d+ \(72x48\)"
+    ):
         check_crops_fit(load_manifest(url).split("train"), 64)

@@ -55,9 +55,7 @@ def test_the_same_records_give_the_same_bytes(url: str, tmp_path: Path) -> None:
 
 def test_an_empty_split_names_those_that_exist(url: str) -> None:
     write_manifest(url, RECORDS)
-    with pytest.raises(
-        ValueError, match=r"split 'dev' holds no pairs; .* train \(2 pairs\), test \(1 pairs\)"
-    ):
+    with pytest.raises(ValueError, match=r"split 'dev' holds no pairs; .* train \(2 pairs\), test \(1 pairs\)"):
         load_manifest(url).split("dev")
 
 
@@ -85,9 +83,7 @@ def test_other_columns(url: str) -> None:
         load_manifest(url)
 
 
-@pytest.mark.parametrize(
-    ("records", "fault"), [((), "no pairs"), ((replace(RECORD, split="val"),), "splits val")]
-)
+@pytest.mark.parametrize(("records", "fault"), [((), "no pairs"), ((replace(RECORD, split="val"),), "splits val")])
 def test_records_that_make_no_data_set(records: tuple[PairRecord, ...], fault: str, url: str) -> None:
     write_manifest(url, records)
     with pytest.raises(ValueError, match=fault):

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
+from pipeline.data.images import read_rgb, stored_png
 from pipeline.data.manifest import load_manifest
-from pipeline.data.packing import PackSettings, pack, read_rgb, stored_png
+from pipeline.data.packing import PackSettings, pack
 
 REAL_PAIRS = Path(__file__).parents[4] / "shared/data/lol-v1-part"
 
@@ -28,9 +29,7 @@ def scene_image(seed: int, size: tuple[int, int] = (48, 32)) -> Image.Image:
 
 def add_pair(source: Path, folder: str, name: str, seed: int, noise: int = 0) -> None:
     """A pair of scene ``seed``; ``noise`` makes another, nearly equal picture of it."""
-    clean = np.asarray(scene_image(seed)).astype(int) + np.random.default_rng(seed).integers(
-        0, noise + 1, (32, 48, 3)
-    )
+    clean = np.asarray(scene_image(seed)).astype(int) + np.random.default_rng(seed).integers(0, noise + 1, (32, 48, 3))
     for side, pixels in (("low", clean // 8), ("high", clean)):
         path = source / folder / side / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,9 +167,7 @@ def test_packing_again_gives_the_same_bytes(source: Path, tmp_path: Path) -> Non
 def test_an_existing_data_set_is_refused(source: Path, tmp_path: Path) -> None:
     pack(settings(source))
     before = contents(tmp_path / "out")
-    with pytest.raises(
-        ValueError, match=r"manifest.parquet exists; choose another folder for out, or delete"
-    ):
+    with pytest.raises(ValueError, match=r"manifest.parquet exists; choose another folder for out, or delete"):
         pack(settings(source))
     assert contents(tmp_path / "out") == before
 
@@ -183,9 +180,7 @@ def test_an_interrupted_packing_can_be_repeated_but_not_mixed(
         with pytest.raises(ZeroDivisionError):
             pack(settings(source))
     assert not (tmp_path / "out/manifest.parquet").exists()
-    with pytest.raises(
-        ValueError, match=r"shards of another packing; delete them first:\n  train-000001.tar"
-    ):
+    with pytest.raises(ValueError, match=r"shards of another packing; delete them first:\n  train-000001.tar"):
         pack(settings(source, shard_pairs=100))
     assert pack(settings(source)).pairs["test"] == 3
 
@@ -233,12 +228,7 @@ def png16(values: NDArray[np.uint16], colour_type: int) -> bytes:
 
     header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, colour_type, 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize(("colour_type", "channels"), [(0, 1), (2, 3), (6, 4)])

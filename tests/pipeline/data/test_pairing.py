@@ -71,16 +71,12 @@ def test_every_layout_of_the_table(layout: str, tmp_path: Path) -> None:
     pairs = find_pairs(touch(tmp_path / "set", *names))
     assert [pair.key for pair in pairs] == keys
     assert all(pair.key.startswith(f"{pair.split}-") for pair in pairs)
-    assert {
-        str(path.relative_to(tmp_path / "set")) for pair in pairs for path in (pair.low, pair.high)
-    } == set(names)
+    assert {str(path.relative_to(tmp_path / "set")) for pair in pairs for path in (pair.low, pair.high)} == set(names)
 
 
 def test_matched_by_identifier_where_sorting_would_mix_them_up(tmp_path: Path) -> None:
     # Sorted, 2.png would meet 1.png, and low1.png normal2.jpg.
-    pairs = find_pairs(
-        touch(tmp_path / "set", "low/low1.png", "low/2.png", "normal/1.png", "normal/normal2.jpg")
-    )
+    pairs = find_pairs(touch(tmp_path / "set", "low/low1.png", "low/2.png", "normal/1.png", "normal/normal2.jpg"))
     assert [(pair.low.name, pair.high.name) for pair in pairs] == [
         ("low1.png", "1.png"),
         ("2.png", "normal2.jpg"),

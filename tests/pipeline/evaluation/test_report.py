@@ -24,17 +24,13 @@ def scores(step: int = 100, split: str = "development", **methods: tuple[float, 
         "protocol": "rgb_u8",
         "lpips": ALEX if len(next(iter(methods.values()))) == 3 else {"missing": "no alex backbone"},
         "methods": named,
-        "images": [
-            {"key": key, "method": method, **named[method]} for key in ("22", "23") for method in named
-        ],
+        "images": [{"key": key, "method": method, **named[method]} for key in ("22", "23") for method in named],
     }
 
 
 def records(steps: int) -> list[dict[str, float]]:
     constants = {"learning_rate": 2e-4, "grad_norm": 0.5, "images_per_s": 50.0, "ema_rate": 0.99}
-    return [
-        {"step": step, "loss": 1 / step, "mirror": 0.1 / step} | constants for step in range(1, steps + 1)
-    ]
+    return [{"step": step, "loss": 1 / step, "mirror": 0.1 / step} | constants for step in range(1, steps + 1)]
 
 
 def page(**changes: Any) -> str:
@@ -138,9 +134,7 @@ def test_a_run_without_scores_records_or_pictures_still_has_a_page() -> None:
 
 
 def test_names_and_text_are_escaped() -> None:
-    html = page(
-        title="<b>1</b>", settings_yaml="a: <i>", provenance={"<u>": {"x": "<s>"}}, grids=[('"<q>', PNG)]
-    )
+    html = page(title="<b>1</b>", settings_yaml="a: <i>", provenance={"<u>": {"x": "<s>"}}, grids=[('"<q>', PNG)])
     for tag in ("<b>", "<i>", "<u>", "<s>", "<q>", '""<'):
         assert tag not in html
 

@@ -50,7 +50,13 @@ def test_scores_equal_scikit_image(scored, method):
         (row,) = [row for row in rows if row["key"] == record.key and row["method"] == method]
         assert row["psnr"] == pytest.approx(peak_signal_noise_ratio(clean, enhanced, data_range=255), abs=1e-4)
         ssim = structural_similarity(
-            clean, enhanced, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255
+            clean,
+            enhanced,
+            channel_axis=2,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+            data_range=255,
         )
         assert row["ssim"] == pytest.approx(ssim, abs=1e-5)
 

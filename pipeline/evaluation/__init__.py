@@ -1,0 +1,1 @@
+"""Evaluation actors, scores, image grids and the report."""
