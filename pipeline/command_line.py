@@ -12,7 +12,15 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 Model = TypeVar("Model", bound=BaseModel)
-BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "multiple_of": "multiple of", "min_length": "at least", "max_length": "at most"}
+BOUNDS = {
+    "ge": ">=",
+    "gt": ">",
+    "le": "<=",
+    "lt": "<",
+    "multiple_of": "multiple of",
+    "min_length": "at least",
+    "max_length": "at most",
+}
 
 
 @contextmanager

@@ -27,6 +27,10 @@ SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's che
 LIBRARIES = ("torch", "ray", "deepspeed", "numpy", "pillow")
 
 
+class TrainingStoppedError(Exception):
+    """Training gave up before its last step; the message says why."""
+
+
 def check_data(config: Config) -> Manifest:
     """The manifest of the data, once it is known to serve; ``ValueError`` with what to do otherwise."""
     manifest = load_manifest(config.data.url)
@@ -105,10 +109,11 @@ def provenance_of(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def fit(config: Config, manifest: Manifest, provenance: dict[str, Any]) -> ray.train.Result:
+def fit(config: Config, manifest: Manifest, provenance: dict[str, Any]) -> None:
     """Train, scoring each checkpoint on the way; returns when all are scored.
 
     Raises:
+        TrainingStoppedError: training gave up before its last step.
         ray.train.TrainingFailedError: the run failed more often than ``run.max_failures`` allows.
     """
     from pipeline.training.loop import train  # brings DeepSpeed, which takes seconds and is not needed before
@@ -140,7 +145,9 @@ def fit(config: Config, manifest: Manifest, provenance: dict[str, Any]) -> ray.t
             fn=validation, ray_remote_kwargs={"num_cpus": 0, "scheduling_strategy": "SPREAD"}
         ),
     )
-    return trainer.fit()
+    stopped = trainer.fit().return_value
+    if stopped:
+        raise TrainingStoppedError(stopped)
 
 
 def _refuse_leaks(manifest: Manifest) -> None:

@@ -1,5 +1,7 @@
 """Trains a low-light enhancer on packed pairs and scores every checkpoint while training goes on."""
 
+import sys
+
 from pipeline import launch, storage
 from pipeline.command_line import argument_parser, user_errors
 from pipeline.config import Config, parse_config
@@ -20,8 +22,7 @@ def main() -> None:
             dry_run(config)
         else:
             run(config)
-            best = results.ranked(results.read_scores(config.run.url), config.checkpoint)
-            results.show(config, best[0])
+            show_best(config)
 
 
 def run(config: Config) -> None:
@@ -33,7 +34,18 @@ def run(config: Config) -> None:
         config = launch.with_devices(config)
         print(f"{config.to_yaml()}\n{lpips}", flush=True)
         launch.claim(config, provenance)
-        launch.fit(config, manifest, provenance)
+        try:
+            launch.fit(config, manifest, provenance)
+        except launch.TrainingStoppedError as reason:
+            sys.exit(f"training stopped: {reason}")
+
+
+def show_best(config: Config) -> None:
+    """Print the best checkpoint's table and where the report is."""
+    best = results.ranked(results.read_scores(config.run.url), config.checkpoint)
+    if not best:
+        raise ValueError(f"{config.run.url}: no checkpoint could be scored; the reasons are in the output above")
+    results.show(config, best[0])
 
 
 def dry_run(config: Config) -> None:

@@ -145,7 +145,11 @@ class Engine:
             # stage 0 clips in GuardedAdam
             "gradient_clipping": self._settings.clip if stage > 0 else 0.0,
             "zero_optimization": {"stage": stage, "overlap_comm": False},
-            "torch_autocast": {"enabled": self._settings.precision == "bf16", "dtype": "bfloat16"},
+            "torch_autocast": {
+                "enabled": self._settings.precision == "bf16",
+                "dtype": "bfloat16",
+                "lower_precision_safe_modules": [],  # the layers whose gradients would be exchanged in bf16
+            },
             "steps_per_print": None,
         }
 

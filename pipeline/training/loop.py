@@ -31,11 +31,15 @@ from pipeline.training.monitor import Monitor, say
 WORST = 1e9  # ranks a checkpoint below all others until its scores are in; Ray keeps metrics as JSON without infinity
 
 
-def train(settings: dict[str, Any]) -> None:
+def train(settings: dict[str, Any]) -> str | None:
     """Train one worker's share of a run; every worker of the group runs this.
 
     Args:
         settings: ``config`` (the run's settings) and ``provenance`` (stored with each checkpoint).
+
+    Returns:
+        Why training stopped before its last step, or None. It is returned, not raised, because a worker that
+        fails is started again, and would come to the same end.
     """
     logging.getLogger().setLevel(logging.WARNING)  # Ray logs each report, which the monitor has said already
     config = Config.model_validate(settings["config"])
@@ -45,7 +49,7 @@ def train(settings: dict[str, Any]) -> None:
     records = load_manifest(config.data.url).split("train")
     loader = Loader(records, config.data, share, config.run.seed)
     reporter = _Reporter(config, settings["provenance"], progress) if share.rank == 0 else None
-    window = _Window()
+    window, stopped = _Window(), None
     for step, batches in loader.steps(progress.step, config.train.steps):
         checkpoint.seed_random_numbers(config.run.seed, step, share.rank)
         rate = config.optimizer.rate_at(step, config.train.steps)
@@ -54,7 +58,10 @@ def train(settings: dict[str, Any]) -> None:
         window.add(result)
         last = progress.step == config.train.steps
         if not result.applied:
-            _report_skipped(progress, result, config.train.nonfinite_limit, share.rank)
+            _say_left_out(progress, result, share.rank)
+            if progress.nonfinite_in_a_row == config.train.nonfinite_limit:
+                stopped = _reason_to_stop(progress)
+                break
         if last or progress.step % config.train.log_every == 0:
             metrics = window.means(rate)
             if reporter:
@@ -67,6 +74,7 @@ def train(settings: dict[str, Any]) -> None:
                 ray.train.report({}, checkpoint_dir_name=checkpoint.name_at(progress.step))
     if reporter:
         reporter.monitor.close()
+    return stopped
 
 
 def _build(config: Config) -> tuple[TeacherStudent, Engine, Progress]:
@@ -150,12 +158,15 @@ class _Reporter:
         return ray.train.Checkpoint(f"{place.experiment_fs_path}/{name}", filesystem=place.storage_filesystem)
 
 
-def _report_skipped(progress: Progress, result: StepResult, limit: int, rank: int) -> None:
-    terms = {name: float(value) for name, value in result.losses.items()}
+def _say_left_out(progress: Progress, result: StepResult, rank: int) -> None:
+    terms = "  ".join(f"{name} {float(value):.4g}" for name, value in result.losses.items())
     if rank == 0:
-        say(f"step {progress.step} left out: the loss or its gradient is not finite {terms}")
-    if progress.nonfinite_in_a_row >= limit:
-        raise FloatingPointError(
-            f"{limit} steps in a row had a loss or gradient that is not finite (last at step {progress.step}, "
-            f"worker {rank}: {terms}); lower optimizer.learning_rate, set optimizer.clip, or inspect the data"
-        )
+        say(f"step {progress.step} left out: the loss or its gradient is not finite on some worker (here: {terms})")
+
+
+def _reason_to_stop(progress: Progress) -> str:
+    return (
+        f"{progress.nonfinite_in_a_row} steps in a row, up to step {progress.step}, had a loss or gradient that is not "
+        "finite (train.nonfinite_limit); lower optimizer.learning_rate, set optimizer.clip, or inspect the data, "
+        "under another run.name"
+    )
