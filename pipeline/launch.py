@@ -16,7 +16,7 @@ from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig,
 from ray.train.torch import TorchTrainer
 
 from pipeline import storage
-from pipeline.checkpoint import PROVENANCE, SETTINGS
+from pipeline.checkpoint import PROVENANCE, SETTINGS, name_at
 from pipeline.config import Config, read_settings
 from pipeline.data.loader import check_crops_fit
 from pipeline.data.manifest import Manifest, load_manifest
@@ -145,9 +145,12 @@ def fit(config: Config, manifest: Manifest, provenance: dict[str, Any]) -> None:
             fn=validation, ray_remote_kwargs={"num_cpus": 0, "scheduling_strategy": "SPREAD"}
         ),
     )
-    stopped = trainer.fit().return_value
-    if stopped:
-        raise TrainingStoppedError(stopped)
+    trainer.fit()
+    if not storage.exists(storage.join(config.run.url, name_at(config.train.steps))):
+        raise TrainingStoppedError(
+            f"{config.train.nonfinite_limit} steps in a row (train.nonfinite_limit) had a loss or gradient that is not "
+            "finite; lower optimizer.learning_rate, set optimizer.clip, or inspect the data, under another run.name"
+        )
 
 
 def _refuse_leaks(manifest: Manifest) -> None:

@@ -126,20 +126,18 @@ def read_text(url: str) -> str:
 def upload_folder(local: Path, url: str, *, last: str) -> None:
     """Copy a folder of files whole or not at all, replacing one of the same name.
 
-    On a local file system the folder is copied beside its place and renamed. Object stores have no
+    On a local file system the folder is written beside its place and renamed. Object stores have no
     rename of folders, so the file named ``last`` is written last: a folder without it is incomplete.
     """
     names = sorted(path.name for path in local.iterdir())
     assert last in names, f"{last} is missing in {local}"
-    if is_local(url):
-        target = Path(absolute(url))
-        temporary = _temporary_name(target)
-        shutil.copytree(local, temporary)
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.replace(target)
-        return
+    target = Path(absolute(url)) if is_local(url) else None
+    place = str(_temporary_name(target)) if target else url
     for name in [*(name for name in names if name != last), last]:
-        write_bytes(join(url, name), (local / name).read_bytes())
+        write_bytes(join(place, name), (local / name).read_bytes())
+    if target:
+        shutil.rmtree(target, ignore_errors=True)
+        Path(place).replace(target)
 
 
 def delete(url: str) -> None:

@@ -134,7 +134,7 @@ def test_a_loss_that_stays_not_finite_stops_the_run_with_the_reason(command, sha
     changes |= {"--optimizer.learning-rate": "1e30", "--train.nonfinite-limit": "3"}
     output = command("pipeline/train.py", *options(**changes), status=1)
     assert output.count("left out: the loss or its gradient is not finite") == 3
-    assert "training stopped: 3 steps in a row" in output
+    assert "training stopped: 3 steps in a row (train.nonfinite_limit)" in output
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What a run has been scored: which checkpoint is best, which keep their weights, and its report."""
 
 import json
+import math
 from typing import Any
 
 from pipeline import checkpoint, storage
@@ -33,10 +34,14 @@ def read_scores(run: str, split: Split = "dev") -> list[Scores]:
 
 
 def ranked(scores: list[Scores], settings: CheckpointSettings) -> list[Scores]:
-    """The scores, best first, by the metric that ranks checkpoints; of equal ones the newest first."""
+    """The scores, best first, by the metric that ranks checkpoints; of equal ones the newest first, NaN last."""
     sign = -1 if settings.higher_is_better else 1
-    newest_first = sorted(scores, key=lambda entry: -int(entry["step"]))
-    return sorted(newest_first, key=lambda entry: sign * float(entry["methods"][settings.weights][settings.metric]))
+
+    def rank(entry: Scores) -> tuple[bool, float, int]:
+        value = float(entry["methods"][settings.weights][settings.metric])
+        return math.isnan(value), sign * value, -int(entry["step"])
+
+    return sorted(scores, key=rank)
 
 
 def best_checkpoint(run: str, settings: CheckpointSettings) -> str:

@@ -31,15 +31,14 @@ from pipeline.training.monitor import Monitor, say
 WORST = 1e9  # ranks a checkpoint below all others until its scores are in; Ray keeps metrics as JSON without infinity
 
 
-def train(settings: dict[str, Any]) -> str | None:
+def train(settings: dict[str, Any]) -> None:
     """Train one worker's share of a run; every worker of the group runs this.
+
+    Too many steps in a row that are not finite end it early, without its last checkpoint. It does not raise then,
+    because a worker that fails is started again, and would come to the same end.
 
     Args:
         settings: ``config`` (the run's settings) and ``provenance`` (stored with each checkpoint).
-
-    Returns:
-        Why training stopped before its last step, or None. It is returned, not raised, because a worker that
-        fails is started again, and would come to the same end.
     """
     logging.getLogger().setLevel(logging.WARNING)  # Ray logs each report, which the monitor has said already
     config = Config.model_validate(settings["config"])
@@ -49,7 +48,7 @@ def train(settings: dict[str, Any]) -> str | None:
     records = load_manifest(config.data.url).split("train")
     loader = Loader(records, config.data, share, config.run.seed)
     reporter = _Reporter(config, settings["provenance"], progress) if share.rank == 0 else None
-    window, stopped = _Window(), None
+    window = _Window()
     for step, batches in loader.steps(progress.step, config.train.steps):
         checkpoint.seed_random_numbers(config.run.seed, step, share.rank)
         rate = config.optimizer.rate_at(step, config.train.steps)
@@ -60,7 +59,6 @@ def train(settings: dict[str, Any]) -> str | None:
         if not result.applied:
             _say_left_out(progress, result, share.rank)
             if progress.nonfinite_in_a_row == config.train.nonfinite_limit:
-                stopped = _reason_to_stop(progress)
                 break
         if last or progress.step % config.train.log_every == 0:
             metrics = window.means(rate)
@@ -74,7 +72,6 @@ def train(settings: dict[str, Any]) -> str | None:
                 ray.train.report({}, checkpoint_dir_name=checkpoint.name_at(progress.step))
     if reporter:
         reporter.monitor.close()
-    return stopped
 
 
 def _build(config: Config) -> tuple[TeacherStudent, Engine, Progress]:
@@ -162,11 +159,3 @@ def _say_left_out(progress: Progress, result: StepResult, rank: int) -> None:
     terms = "  ".join(f"{name} {float(value):.4g}" for name, value in result.losses.items())
     if rank == 0:
         say(f"step {progress.step} left out: the loss or its gradient is not finite on some worker (here: {terms})")
-
-
-def _reason_to_stop(progress: Progress) -> str:
-    return (
-        f"{progress.nonfinite_in_a_row} steps in a row, up to step {progress.step}, had a loss or gradient that is not "
-        "finite (train.nonfinite_limit); lower optimizer.learning_rate, set optimizer.clip, or inspect the data, "
-        "under another run.name"
-    )

@@ -33,9 +33,9 @@ def test_keeps_the_last_the_best_and_what_is_not_scored_yet(tmp_path):
     assert [entry["step"] for entry in results.read_scores(run)] == [1, 2, 3, 5, 6]
 
 
-@pytest.mark.parametrize(("metric", "order"), [("psnr", [3, 2, 1]), ("lpips", [3, 2, 1])])
+@pytest.mark.parametrize(("metric", "order"), [("psnr", [3, 2, 1, 4]), ("lpips", [3, 2, 1, 4])])
 def test_ranks_by_the_metric_in_its_own_direction(tmp_path, metric, order):
-    run = make_run(tmp_path, {1: 10.0, 2: 20.0, 3: 20.0})
+    run = make_run(tmp_path, {1: 10.0, 2: 20.0, 3: 20.0, 4: float("nan")})
     ranked = results.ranked(results.read_scores(run), CheckpointSettings(metric=metric))
     assert [entry["step"] for entry in ranked] == order
 
