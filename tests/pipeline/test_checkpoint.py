@@ -75,7 +75,8 @@ def test_candidates_enhance_as_the_task_does(written):
 def test_student_file_loads_into_the_network_as_it_is(written):
     from safetensors.torch import load_file
 
-    AutoEncoder(NETWORK).load_state_dict(load_file(f"{written[1]}/student.safetensors"), strict=True)
+    found = AutoEncoder(NETWORK).load_state_dict(load_file(f"{written[1]}/student.safetensors"))
+    assert found.missing_keys == found.unexpected_keys == []
 
 
 def test_settings_and_provenance_lie_beside_the_weights(written):

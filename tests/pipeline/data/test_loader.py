@@ -1,5 +1,7 @@
 """The loader: right pixels, both images cut alike, the same samples on every layout and after every restart."""
 
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +96,10 @@ def test_a_worker_that_stops_early_leaves_no_threads_waiting(url):
     stream = Loader(records, DataSettings(url=url, crop=32), Share(0, 1, BATCH, 1), 0).steps(0, 1000)
     next(stream)
     stream.close()
+    deadline = time.monotonic() + 10
+    while any(thread.name.startswith("loader") for thread in threading.enumerate()):
+        assert time.monotonic() < deadline, "the loader's threads outlive it"
+        time.sleep(0.05)
 
 
 def test_small_images_are_refused_by_name(url):
