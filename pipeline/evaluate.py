@@ -39,7 +39,10 @@ def main() -> None:
         is_run = not storage.name_of(given).startswith(checkpoint.PREFIX)
         url = results.best_checkpoint(given, config.checkpoint) if is_run else given
         data = config.data.model_copy(update={"url": settings.data.url or config.data.url})
-        config = config.model_copy(update={"data": data, "evaluation": settings.evaluation})
+        # where the run lies now, which is not where it was trained if it was moved since
+        folder, name, _ = url.rsplit("/", 2)
+        run = config.run.model_copy(update={"storage": folder, "name": name})
+        config = config.model_copy(update={"run": run, "data": data, "evaluation": settings.evaluation})
         manifest = load_manifest(data.url)
         with launch.cluster(config):
             scores = Pool.start(config, manifest, settings.split).score(url)

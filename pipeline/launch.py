@@ -1,7 +1,6 @@
 """Launches a run: checks everything that can be checked, then hands it to Ray Train."""
 
 import json
-import math
 import os
 import subprocess
 from collections.abc import Iterator
@@ -59,7 +58,7 @@ def cluster(config: Config) -> Iterator[None]:
     if "RAY_ADDRESS" in os.environ:
         ray.init()
     else:
-        ray.init(num_cpus=max(math.ceil(_cpus_needed(config)), os.cpu_count() or 1), log_to_driver=True)
+        ray.init(num_cpus=max(_cpus_needed(config), os.cpu_count() or 1))
     try:
         yield
     finally:
@@ -163,7 +162,7 @@ def _refuse_leaks(manifest: Manifest) -> None:
         )
 
 
-def _cpus_needed(config: Config) -> float:
+def _cpus_needed(config: Config) -> int:
     return config.run.workers * config.run.cpus_per_worker + config.evaluation.actors * config.evaluation.cpus_per_actor
 
 

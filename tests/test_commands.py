@@ -112,9 +112,11 @@ def test_other_data_under_the_same_name_is_refused(trained, command, tmp_path):
     assert re.search(r"data: manifest \w{12} before, \w{12} now", output)
 
 
-def test_evaluate_scores_the_best_checkpoint_on_the_test_split(trained, command, shards):
-    run, _, _ = trained
+def test_evaluate_scores_the_best_checkpoint_on_the_test_split(trained, command, shards, tmp_path):
+    run = tmp_path / "moved"
+    shutil.copytree(trained[0], run)
     output = command("pipeline/evaluate.py", "--checkpoint", str(run), "--data.url", shards, "--split", "test")
+    assert f"report: {run}/report.html" in output
     assert re.search(r"split: test, protocol: rgb_u8.* 2 images", output)
     assert re.search(r"^student +\d", output, re.MULTILINE)
     (scores,) = run.glob("checkpoint-*/scores-test.json")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import deepspeed
@@ -39,6 +40,23 @@ class GuardedAdam(torch.optim.Adam):
             super().step()
 
 
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did.
+
+    Attributes:
+        losses: means over the micro-batches of this worker, by name, on the device.
+        grad_norm: norm of the global gradient before clipping; infinite or NaN when the step was left out.
+        ema_rate: rate ``m_t`` of the teacher's update.
+        applied: whether the weights moved.
+    """
+
+    losses: dict[str, Tensor]
+    grad_norm: float
+    ema_rate: float
+    applied: bool
+
+
 class Engine:
     """A ``TeacherStudent`` under DeepSpeed.
 
@@ -64,8 +82,9 @@ class Engine:
             config=self._config(micro_batch, accumulation),
             dist_init_required=False,
         )
+        self._start_moments(steps=0)
 
-    def step(self, batches: Sequence[tuple[Tensor, Tensor]], learning_rate: float) -> "StepResult":
+    def step(self, batches: Sequence[tuple[Tensor, Tensor]], learning_rate: float) -> StepResult:
         """One optimizer step over the micro-batches of low-light and clean images.
 
         A step with a non-finite loss or gradient on any worker is left out on all of them: weights, optimizer
@@ -109,14 +128,7 @@ class Engine:
 
     def load_optimizer_state(self, state: dict[str, Tensor], steps: int) -> None:
         """Continue from moments that ``optimizer_state`` gave after ``steps`` applied steps, whatever the workers."""
-        zero = self._engine.optimizer
-        adam = zero if self._settings.zero_stage == 0 else zero.optimizer
-        for group in adam.param_groups:
-            for value in group["params"]:
-                moments = {key: torch.zeros_like(value) for key in MOMENTS}
-                adam.state[value] = {"step": torch.tensor(float(steps)), **moments}
-        if self._settings.zero_stage > 0:
-            zero._lazy_init_hp_params_optimizer_state()  # otherwise linked only by the first step
+        adam = self._start_moments(steps)
         for name, value in self._trained.items():
             for key in MOMENTS:
                 moment = state[f"{name}.{key}"].to(self._device)
@@ -124,6 +136,19 @@ class Engine:
                     adam.state[value][key].copy_(moment)
                 else:
                     safe_set_full_optimizer_state(value, moment, key)
+
+    def _start_moments(self, steps: int) -> torch.optim.Optimizer:
+        """Moments of zero, as before the first step, which a checkpoint may come ahead of; returns their Adam."""
+        zero = self._engine.optimizer
+        adam: torch.optim.Optimizer = zero if self._settings.zero_stage == 0 else zero.optimizer
+        for group in adam.param_groups:
+            for value in group["params"]:
+                moments = {key: torch.zeros_like(value) for key in MOMENTS}
+                adam.state[value] = {"step": torch.tensor(float(steps)), **moments}
+        if self._settings.zero_stage > 0:
+            zero._hp_optimizer_states_linked = False
+            zero._lazy_init_hp_params_optimizer_state()  # otherwise linked by the first step
+        return adam
 
     def _images(self, batch: Tensor) -> Tensor:
         layout = torch.channels_last if self._settings.channels_last else torch.contiguous_format
@@ -152,20 +177,3 @@ class Engine:
             },
             "steps_per_print": None,
         }
-
-
-class StepResult:
-    """What one step did.
-
-    Attributes:
-        losses: means over the micro-batches of this worker, by name, on the device.
-        grad_norm: norm of the global gradient before clipping; infinite or NaN when the step was left out.
-        ema_rate: rate ``m_t`` of the teacher's update.
-        applied: whether the weights moved.
-    """
-
-    def __init__(self, losses: dict[str, Tensor], grad_norm: float, ema_rate: float, applied: bool) -> None:
-        self.losses = losses
-        self.grad_norm = grad_norm
-        self.ema_rate = ema_rate
-        self.applied = applied

@@ -106,3 +106,10 @@ def test_stage_3_is_refused_with_the_reason():
 
     with pytest.raises(ValidationError, match="stage 3 shards the weights, which the teacher's average"):
         OptimizerSettings(zero_stage=3)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_a_checkpoint_may_come_before_the_first_step_that_is_applied(zero_stage):
+    found = run_workers(1, train, zero_stage, 1, 0, 1, None, 0)[0]
+    assert found["steps"][0][2] is False
+    assert all(not moment.any() for moment in found["optimizer"].values())
