@@ -4,8 +4,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := build/bench/peers
 
-.PHONY: demo test check setup lock clean
+.PHONY: demo test check bench setup lock clean
 .DELETE_ON_ERROR:
 
 demo: setup demo/shards/manifest.parquet ## Train on real photographs for a few minutes and show what came out.
@@ -27,6 +28,15 @@ check: setup           ## Style, types and the import contract.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: setup $(PEERS)/.ready ## Measure the loader beside its peers, on PAIRS=DIR or else on scikit-image's photographs.
+	PYTHONPATH=$(PEERS):tests/helpers $(BIN)/python tests/benchmarks/compare.py --out build/bench/streaming.md \
+		$(if $(PAIRS),--pairs "$(PAIRS)")
+
+$(PEERS)/.ready: tests/benchmarks/requirements-peers.txt | setup
+	rm -rf $(PEERS)
+	$(BIN)/pip install --quiet --no-deps --target $(PEERS) --requirement $<
+	touch $@
 
 setup: $(READY)        ## The virtual environment.
 

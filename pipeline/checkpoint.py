@@ -26,6 +26,7 @@ from pipeline.config import Config, read_settings
 PREFIX = "checkpoint-"
 STUDENT, TEACHER, OPTIMIZER = "student.safetensors", "teacher.safetensors", "optimizer.safetensors"
 SETTINGS, PROVENANCE, STATE = "settings.yaml", "provenance.json", "state.json"
+STOPPED = "stopped.txt"  # in a run's folder: why it gave up
 WEIGHT_FILES = (STUDENT, TEACHER, OPTIMIZER)
 
 

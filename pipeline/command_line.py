@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
+from pydantic_core import PydanticUndefined, to_jsonable_python
 
 Model = TypeVar("Model", bound=BaseModel)
 BOUNDS = {
@@ -25,12 +25,12 @@ BOUNDS = {
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Show mistakes that the user can mend as a plain message and exit with status 2."""
+    """Show what the user can mend as a plain message and exit with status 2."""
     try:
         yield
     except ValidationError as error:
         sys.exit(_fail("\n".join(_describe(problem) for problem in error.errors())))
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # the latter from disks, networks and servers
         sys.exit(_fail(str(error)))
 
 
@@ -131,7 +131,7 @@ def _help(field: FieldInfo) -> str:
 
 
 def _show(value: Any) -> str:
-    return str(yaml.safe_dump(value, default_flow_style=True).strip().removesuffix("...").strip())
+    return str(yaml.safe_dump(to_jsonable_python(value), default_flow_style=True).strip().removesuffix("...").strip())
 
 
 def _type_name(annotation: Any) -> str:

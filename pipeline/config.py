@@ -9,7 +9,7 @@ from pydantic import model_validator
 
 from iaml import NetworkSettings, ObjectiveSettings, Settings, TeacherSettings
 from pipeline import command_line, storage
-from pipeline.data.loader import DataSettings
+from pipeline.data.settings import DataSettings
 from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.training.settings import CheckpointSettings, OptimizerSettings, RunSettings, TrainSettings
 
@@ -58,7 +58,8 @@ class Config(Settings):
         """The settings that decide the weights; a run may only be continued with the same ones."""
         parts = {"data", "train", "optimizer", "network", "objective", "teacher"}
         identity: dict[str, Any] = {"seed": self.run.seed, **self.model_dump(mode="json", include=parts)}
-        for name in ("url", "cache_gib", "threads", "ahead"):
+        # where data sets lie is not what they hold: their checksums are compared instead
+        for name in ("url", "extra_urls", "on_bad_data", "cache", "cache_gib", "threads", "fetches", "ahead"):
             del identity["data"][name]
         for name in ("log_every", "nonfinite_limit"):
             del identity["train"][name]
@@ -89,7 +90,9 @@ def read_settings(url: str) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(storage.read_text(url))
     except FileNotFoundError as error:
-        raise ValueError(f"{url}: no such settings file") from error
+        raise ValueError(f"{url}: no such settings file ({error})") from error
+    except OSError as error:
+        raise ValueError(f"{url}: cannot be read ({error})") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{url}: not YAML ({error})") from error
     if not isinstance(settings, dict):

@@ -3,21 +3,22 @@
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import ray
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, ValidationConfig
 from ray.train.torch import TorchTrainer
 
 from pipeline import storage
-from pipeline.checkpoint import PROVENANCE, SETTINGS, name_at
+from pipeline.checkpoint import PROVENANCE, SETTINGS, STOPPED
 from pipeline.config import Config, read_settings
-from pipeline.data.loader import check_crops_fit
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.evaluation.pool import Pool, Validation
 from pipeline.evaluation.scoring import load_lpips
@@ -30,13 +31,14 @@ class TrainingStoppedError(Exception):
     """Training gave up before its last step; the message says why."""
 
 
-def check_data(config: Config) -> Manifest:
-    """The manifest of the data, once it is known to serve; ``ValueError`` with what to do otherwise."""
-    manifest = load_manifest(config.data.url)
-    check_crops_fit(manifest.split("train"), config.data.crop)
-    manifest.split("dev")
-    _refuse_leaks(manifest)
-    return manifest
+def check_data(config: Config) -> tuple[Manifest, ...]:
+    """The manifests of ``config.data.urls``, once they are known to serve; ``ValueError`` with what to do otherwise."""
+    manifests = tuple(load_manifest(url) for url in config.data.urls)
+    for manifest in manifests:
+        manifest.split("train")
+    manifests[0].split("dev")
+    _refuse_leaks(manifests)
+    return manifests
 
 
 def check_scores(config: Config) -> str:
@@ -81,35 +83,45 @@ def with_devices(config: Config) -> Config:
     return config.model_copy(update={"run": config.run.model_copy(update={"use_gpu": use_gpu})})
 
 
-def claim(config: Config, provenance: dict[str, Any]) -> None:
-    """Take the run's name: store settings and provenance, or check that they are those of the run to continue.
+def check_run(config: Config, provenance: dict[str, Any]) -> None:
+    """Check that the run's storage can be used, and that a run of this name is the one to continue.
 
     Raises:
-        ValueError: a run of this name has other settings or data, or its storage can't be written to.
+        ValueError: a run of this name has other settings or data, or its storage can't be read or written to.
     """
     url = config.run.url
     storage.check_writable(url)
+    try:
+        if storage.exists(storage.join(url, SETTINGS)):
+            _refuse_another_run(config, provenance, url)
+    except OSError as error:
+        raise ValueError(f"{url}: cannot be read ({error})") from error
+
+
+def claim(config: Config, provenance: dict[str, Any]) -> None:
+    """Take the run's name by storing settings and provenance, unless they are there and the run is continued."""
+    url = config.run.url
     known = storage.join(url, SETTINGS)
+    storage.delete(storage.join(url, STOPPED))
     if storage.exists(known):
-        _refuse_another_run(config, provenance, url)
         _set_torn_snapshot_aside(url)
         return
     storage.write_text(storage.join(url, PROVENANCE), json.dumps(provenance, indent=2))
     storage.write_text(known, config.to_yaml())
 
 
-def provenance_of(manifest: Manifest) -> dict[str, Any]:
-    """What the weights come from besides the settings: code, data and libraries."""
+def provenance_of(manifests: Sequence[Manifest]) -> dict[str, Any]:
+    """What the weights come from besides the settings: code, data sets and libraries."""
     return {
         "git": _git_hash(),
-        "data": manifest.url,
-        "manifest_sha256": manifest.checksum,
+        "data": [manifest.url for manifest in manifests],
+        "manifest_sha256": [manifest.checksum for manifest in manifests],
         "libraries": {name: version(name) for name in LIBRARIES},
     }
 
 
-def fit(config: Config, manifest: Manifest, provenance: dict[str, Any]) -> None:
-    """Train, scoring each checkpoint on the way; returns when all are scored.
+def fit(config: Config, manifests: Sequence[Manifest], provenance: dict[str, Any]) -> None:
+    """Train on all data sets, scoring each checkpoint on the first one's; returns when all are scored.
 
     Raises:
         TrainingStoppedError: training gave up before its last step.
@@ -119,7 +131,7 @@ def fit(config: Config, manifest: Manifest, provenance: dict[str, Any]) -> None:
 
     filesystem, path = storage.arrow_filesystem(config.run.storage)
     # checkpoints are chosen by the development split; the test split is scored by evaluate.py alone
-    validation = Validation(config, Pool.start(config, manifest, "dev"))
+    validation = Validation(config, Pool.start(config, manifests[0], "dev"))
     trainer = TorchTrainer(
         train,
         train_loop_config={"config": config.model_dump(mode="json"), "provenance": provenance},
@@ -144,22 +156,35 @@ def fit(config: Config, manifest: Manifest, provenance: dict[str, Any]) -> None:
             fn=validation, ray_remote_kwargs={"num_cpus": 0, "scheduling_strategy": "SPREAD"}
         ),
     )
-    trainer.fit()
-    if not storage.exists(storage.join(config.run.url, name_at(config.train.steps))):
-        raise TrainingStoppedError(
-            f"{config.train.nonfinite_limit} steps in a row (train.nonfinite_limit) had a loss or gradient that is not "
-            "finite; lower optimizer.learning_rate, set optimizer.clip, or inspect the data, under another run.name"
-        )
+    stopped = storage.join(config.run.url, STOPPED)
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        if storage.exists(stopped):
+            raise TrainingStoppedError(storage.read_text(stopped)) from error
+        raise
+    if storage.exists(stopped):
+        raise TrainingStoppedError(storage.read_text(stopped))
 
 
-def _refuse_leaks(manifest: Manifest) -> None:
-    trained = {record.high_sha256: record.key for record in manifest.split("train")}
-    held_out = [record for record in manifest.records if record.split != "train" and record.high_sha256 in trained]
-    if held_out:
-        names = ", ".join(f"{record.key} ({record.split}) is {trained[record.high_sha256]}" for record in held_out[:5])
-        raise ValueError(
-            f"{manifest.url}: {len(held_out)} held-out images are training images as well: {names}; pack again"
-        )
+def _refuse_leaks(manifests: Sequence[Manifest]) -> None:
+    """Refuse held-out images of any data set that are training images of any; by column, for millions of pairs."""
+    tables = {manifest.url: manifest.pair_table(["key", "split", "high_sha256"]) for manifest in manifests}
+    for (url, table), (training_url, others) in product(tables.items(), repeat=2):
+        held = table.filter(pc.not_equal(table["split"], "train"))
+        trained = others.filter(pc.equal(others["split"], "train"))
+        places = pc.index_in(held["high_sha256"], value_set=trained["high_sha256"])
+        leaks = held.filter(pc.is_valid(places))
+        if len(leaks):
+            twins = trained["key"].take(pc.drop_null(places)[:5]).to_pylist()
+            names = ", ".join(
+                f"{leak['key']} ({leak['split']}) is {twin}"
+                for leak, twin in zip(leaks[:5].to_pylist(), twins, strict=True)
+            )
+            place = "as well" if training_url == url else f"of {training_url}"
+            raise ValueError(
+                f"{url}: {len(leaks)} held-out images are training images {place}: {names}; pack again without them"
+            )
 
 
 def _cpus_needed(config: Config) -> int:
@@ -169,9 +194,10 @@ def _cpus_needed(config: Config) -> int:
 def _refuse_another_run(config: Config, provenance: dict[str, Any], url: str) -> None:
     before = Config.model_validate(read_settings(storage.join(url, SETTINGS)))
     differences = _differences(before.identity(), config.identity())
-    checksum = json.loads(storage.read_text(storage.join(url, PROVENANCE)))["manifest_sha256"]
-    if checksum != provenance["manifest_sha256"]:
-        differences.append(f"data: manifest {checksum[:12]} before, {provenance['manifest_sha256'][:12]} now")
+    checksums = json.loads(storage.read_text(storage.join(url, PROVENANCE)))["manifest_sha256"]
+    if checksums != provenance["manifest_sha256"]:
+        shown = (", ".join(one[:12] for one in several) for several in (checksums, provenance["manifest_sha256"]))
+        differences.append("data: manifest {} before, {} now".format(*shown))
     if differences:
         raise ValueError(
             f"{url}: a run of this name exists with other settings or data; choose another run.name\n  "

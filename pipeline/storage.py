@@ -1,21 +1,22 @@
 """The one door to storage: local paths and ``s3://`` URLs behave alike.
 
 Everything that the project reads or writes for the user passes through here as a URL: a local path,
-``file://`` or ``s3://``. Credentials and endpoint of S3 come from the standard AWS variables and
-files. Whatever is written appears whole under its name or not at all.
+``file://`` or ``s3://``. Credentials, region and endpoint of S3 come from the standard AWS variables and
+files. Whatever is written appears whole under its name or not at all. Failures are ``OSError``s.
 """
 
 import os
 import shutil
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-import fsspec
 import pyarrow.fs
-from fsspec.core import url_to_fs
 from pydantic import AfterValidator
+
+from pipeline import s3
 
 LOCAL, S3 = "file", "s3"
 
@@ -53,55 +54,76 @@ def name_of(url: str) -> str:
     return url.rstrip("/").rsplit("/", 1)[-1]
 
 
-def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    filesystem, path = url_to_fs(absolute(url), use_listings_cache=False)
-    return filesystem, path
-
-
 def arrow_filesystem(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """The file system and path of ``url`` for libraries that speak pyarrow (Ray Train)."""
-    filesystem, path = _open(url)
     if is_local(url):
-        return pyarrow.fs.LocalFileSystem(), path
-    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)), path
+        return pyarrow.fs.LocalFileSystem(), absolute(url)
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(s3.filesystem())), absolute(url).removeprefix("s3://")
 
 
 def exists(url: str) -> bool:
     """Whether a file or folder is there."""
-    filesystem, path = _open(url)
-    return bool(filesystem.exists(path))
+    return Path(absolute(url)).exists() if is_local(url) else s3.exists(absolute(url))
 
 
 def listdir(url: str) -> list[str]:
     """Names directly below ``url``, sorted; empty when nothing is there."""
-    filesystem, path = _open(url)
     try:
-        entries = filesystem.ls(path, detail=False)
+        if is_local(url):
+            return sorted(path.name for path in Path(absolute(url)).iterdir())
+        return sorted(name_of(entry) for entry in s3.listdir(absolute(url)))
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(name_of(entry) for entry in entries)
 
 
-def read_bytes(url: str, offset: int = 0, length: int | None = None) -> bytes:
+def read_bytes(
+    url: str, offset: int = 0, length: int | None = None, *, patience_s: float = s3.BRIEF_PATIENCE_S
+) -> bytes:
     """The content of a file, or ``length`` bytes of it from ``offset``.
+
+    S3 is asked again after disturbances, until no byte has come for ``patience_s`` seconds.
 
     Raises:
         FileNotFoundError: nothing is there.
         ValueError: the file ends before ``offset + length``.
     """
-    filesystem, path = _open(url)
-    end = None if length is None else offset + length
-    data = bytes(filesystem.cat_file(path, start=offset, end=end))
+    if not is_local(url):
+        return s3.read(absolute(url), offset, length, patience_s)
+    with Path(absolute(url)).open("rb") as file:
+        file.seek(offset)
+        data = file.read(length)
     if length is not None and len(data) != length:
-        raise ValueError(f"{url}: {length} bytes from {offset} were asked for, the file has {len(data)} of them")
+        raise _too_short(url, length, offset, len(data))
     return data
 
 
-def write_bytes(url: str, data: bytes) -> None:
-    """Write a file whole or not at all; folders above it are made."""
+def read_into(url: str, buffer: memoryview, offset: int = 0, *, patience_s: float = s3.PATIENCE_S) -> None:
+    """Fill ``buffer`` with a file's bytes from ``offset`` on.
+
+    A transfer from S3 that breaks off goes on at the byte where it did; it fails when no byte has come for
+    ``patience_s`` seconds. If the file is replaced meanwhile, all bytes are those of the new one.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: the file ends before the buffer is full.
+    """
     if not is_local(url):
-        filesystem, path = _open(url)
-        filesystem.pipe_file(path, data)  # an object appears when its upload completes
+        s3.read_into(absolute(url), buffer, offset, patience_s)
+        return
+    with Path(absolute(url)).open("rb") as file:
+        file.seek(offset)
+        count = file.readinto(buffer)
+    if count != buffer.nbytes:
+        raise _too_short(url, buffer.nbytes, offset, count)
+
+
+def write_bytes(url: str, data: bytes, *, patience_s: float = s3.PATIENCE_S) -> None:
+    """Write a file whole or not at all; folders above it are made.
+
+    S3 is asked again after disturbances, for ``patience_s`` seconds.
+    """
+    if not is_local(url):
+        s3.write(absolute(url), data, patience_s)
         return
     target = Path(absolute(url))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -142,9 +164,13 @@ def upload_folder(local: Path, url: str, *, last: str) -> None:
 
 def delete(url: str) -> None:
     """Delete a file, or a folder with all that it holds; nothing there is fine."""
-    filesystem, path = _open(url)
-    if filesystem.exists(path):
-        filesystem.rm(path, recursive=True)
+    with suppress(FileNotFoundError):
+        if not is_local(url):
+            s3.delete(absolute(url))
+        elif Path(absolute(url)).is_dir():
+            shutil.rmtree(absolute(url))
+        else:
+            Path(absolute(url)).unlink()
 
 
 def check_writable(url: str) -> None:
@@ -155,7 +181,7 @@ def check_writable(url: str) -> None:
     """
     probe = join(url, f".probe-{uuid.uuid4().hex}")
     try:
-        write_bytes(probe, b"")
+        write_bytes(probe, b"", patience_s=s3.BRIEF_PATIENCE_S)
         delete(probe)
     except OSError as error:
         raise ValueError(f"{url}: cannot be written to ({error}); check the path and its permissions") from error
@@ -163,3 +189,7 @@ def check_writable(url: str) -> None:
 
 def _temporary_name(target: Path) -> Path:
     return target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+
+
+def _too_short(url: str, wanted: int, offset: int, present: int) -> ValueError:
+    return ValueError(f"{url}: {wanted} bytes from {offset} were asked for, the file has {present} of them")

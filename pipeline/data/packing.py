@@ -1,7 +1,7 @@
 """Pack a folder of pairs into WebDataset shards and a manifest.
 
     source folder -> find pairs -> check every image -> group scenes -> cut the development split
-      -> train-000000.tar ... dev-000000.tar ... test-000000.tar ... -> manifest.parquet
+      -> train-000000.tar ... dev-000000.tar ... test-000000.tar ... -> pairs.parquet -> manifest.parquet
 
 Nothing is written before everything has been checked, and the manifest is written last: a folder
 without one is not a data set.
@@ -31,6 +31,7 @@ from pipeline.data.manifest import (
     MANIFEST_NAME,
     SPLITS,
     PairRecord,
+    ShardRecord,
     load_manifest,
     mean_luminance,
     perceptual_hash,
@@ -46,7 +47,7 @@ class PackSettings(Settings):
     """What is packed, where to, and how it is cut into splits and shards."""
 
     source: Path = Field(description="Folder of pairs: LOL, LSRW, or {train,test}/{low,high}.")
-    out: str = Field(description="Where shards and manifest go: a local folder or s3://bucket/prefix.")
+    out: storage.Url = Field(description="Where shards and manifest go: a local folder or s3://bucket/prefix.")
     shard_pairs: int = Field(32, description="Most pairs in one shard; shards of a split are evened out.", ge=1)
     dev_fraction: float = Field(
         0.1,
@@ -128,31 +129,21 @@ class Plan:
 
 
 def pack(settings: PackSettings) -> PackReport:
-    """Write the shards and the manifest of ``settings.source`` below ``settings.out``.
+    """Write the shards of ``settings.source`` and their two tables below ``settings.out``.
 
     8-bit RGB PNGs are copied byte for byte, anything else becomes lossless 8-bit RGB PNG. The same
     source and settings give the same bytes.
 
     Raises:
-        ValueError: a manifest is there already, or the source has faults; all of them are named.
+        ValueError: a manifest is there already, the source has faults, all of which are named, or the
+            storage can't be used.
     """
-    out = storage.absolute(settings.out)
-    manifest = storage.join(out, MANIFEST_NAME)
-    if storage.exists(manifest):
-        raise ValueError(f"{manifest} exists; choose another folder for out, or delete this one first")
-    pairs = find_pairs(settings.source)
-    storage.check_writable(out)
-    plan = plan_shards(check_images(pairs), settings)
-    _refuse_leftovers(out, plan)
-    records: list[PairRecord] = []
-    size = converted = 0
-    for name, members in tqdm(plan.shards.items(), desc="writing", unit="shard"):
-        shard, conversions = build_shard(members, plan)
-        storage.write_bytes(storage.join(out, name), shard)
-        records += shard_records(name, shard, members, plan)
-        size, converted = size + len(shard), converted + conversions
-    write_manifest(out, records)
-    return _report(out, pairs, plan, size, converted)
+    try:
+        return _pack(settings)
+    except OSError as error:
+        raise ValueError(
+            f"out {settings.out}: the data set was not completed ({error}); pack again when that is mended"
+        ) from error
 
 
 def check_images(pairs: Sequence[Pair]) -> list[CheckedPair]:
@@ -244,10 +235,22 @@ def build_shard(members: Sequence[CheckedPair], plan: Plan) -> tuple[bytes, int]
     return buffer.getvalue(), conversions
 
 
-def shard_records(name: str, shard: bytes, members: Iterable[CheckedPair], plan: Plan) -> list[PairRecord]:
-    """The manifest's rows for one shard, read back from the bytes of the tar file itself."""
-    with tarfile.open(fileobj=io.BytesIO(shard)) as tar:
-        places = {member.name: (member.offset_data, member.size) for member in tar}
+def shard_record(name: str, tar: bytes, members: Sequence[CheckedPair], plan: Plan) -> ShardRecord:
+    """The manifest's row for one shard, of which ``tar`` are the bytes."""
+    return ShardRecord(
+        name=name,
+        split=plan.splits[members[0].pair.key],
+        pairs=len(members),
+        size=len(tar),
+        sha256=hashlib.sha256(tar).hexdigest(),
+        pixels=sum(2 * 3 * one.width * one.height for one in members),  # two images of a byte for each colour
+    )
+
+
+def pair_records(name: str, tar: bytes, members: Iterable[CheckedPair], plan: Plan) -> list[PairRecord]:
+    """The rows for one shard's pairs, read back from the bytes of the tar file itself."""
+    with tarfile.open(fileobj=io.BytesIO(tar)) as file:
+        places = {member.name: (member.offset_data, member.size) for member in file}
     records = []
     for one in members:
         key = one.pair.key
@@ -264,8 +267,8 @@ def shard_records(name: str, shard: bytes, members: Iterable[CheckedPair], plan:
             height=one.height,
             low_luminance=one.low_luminance,
             high_luminance=one.high_luminance,
-            low_sha256=hashlib.sha256(shard[low_offset : low_offset + low_size]).hexdigest(),
-            high_sha256=hashlib.sha256(shard[high_offset : high_offset + high_size]).hexdigest(),
+            low_sha256=hashlib.sha256(tar[low_offset : low_offset + low_size]).hexdigest(),
+            high_sha256=hashlib.sha256(tar[high_offset : high_offset + high_size]).hexdigest(),
             low_phash=one.low_phash,
             high_phash=one.high_phash,
             scene=plan.scenes[key],
@@ -273,6 +276,28 @@ def shard_records(name: str, shard: bytes, members: Iterable[CheckedPair], plan:
         )
         records.append(record)
     return records
+
+
+def _pack(settings: PackSettings) -> PackReport:
+    out = settings.out
+    manifest = storage.join(out, MANIFEST_NAME)
+    if storage.exists(manifest):
+        raise ValueError(f"{manifest} exists; choose another folder for out, or delete this one first")
+    pairs = find_pairs(settings.source)
+    storage.check_writable(out)
+    plan = plan_shards(check_images(pairs), settings)
+    _refuse_leftovers(out, plan)
+    shards: list[ShardRecord] = []
+    records: list[PairRecord] = []
+    converted = 0
+    for name, members in tqdm(plan.shards.items(), desc="writing", unit="shard"):
+        tar, conversions = build_shard(members, plan)
+        storage.write_bytes(storage.join(out, name), tar)
+        shards.append(shard_record(name, tar, members, plan))
+        records += pair_records(name, tar, members, plan)
+        converted += conversions
+    write_manifest(out, shards, records)
+    return _report(out, pairs, plan, sum(shard.size for shard in shards), converted)
 
 
 def _check(pair: Pair) -> CheckedPair | str:

@@ -37,17 +37,17 @@ class Pool:
     @classmethod
     def start(cls, config: Config, manifest: Manifest, split: Split) -> "Pool":
         """Start the actors; each decodes its share of ``split`` meanwhile."""
-        settings, records = config.evaluation, manifest.split(split)
+        settings, records = config.evaluation, manifest.pairs(split)
         actor = ray.remote(
             num_cpus=settings.cpus_per_actor,
             num_gpus=settings.gpus_per_actor,
             max_restarts=RESTARTS,
             max_task_retries=RESTARTS,
         )(Scorer)
-        gamma = fit_gamma(manifest.split("train"))
+        gamma = fit_gamma(manifest)
         device = "cuda" if settings.gpus_per_actor else "cpu"
         shares = [records[index :: settings.actors] for index in range(min(settings.actors, len(records)))]
-        actors = [actor.remote(config.data.url, share, config.network, settings, gamma, device) for share in shares]
+        actors = [actor.remote(manifest.url, share, config.network, settings, gamma, device) for share in shares]
         return cls(actors, split, settings.protocol, _evenly(records, settings.grid_images))
 
     def score(self, url: str) -> Scores:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -11,8 +12,8 @@ from torch import Tensor
 from iaml import AutoEncoder, NetworkSettings, enhance, score
 from iaml.metrics import Protocol, eight_bit_levels
 from pipeline.checkpoint import load_candidates
-from pipeline.data.loader import PairReader
-from pipeline.data.manifest import PairRecord
+from pipeline.data.manifest import Manifest, PairRecord
+from pipeline.data.pairs import read_pair
 from pipeline.evaluation.perceptual import Lpips, LpipsUnavailable, find_backbone
 from pipeline.evaluation.settings import EvaluationSettings
 
@@ -21,13 +22,15 @@ Pixels = NDArray[np.uint8]
 Enhancer = Callable[[Tensor], Tensor]
 
 
-def fit_gamma(records: Sequence[PairRecord]) -> float:
+def fit_gamma(manifest: Manifest) -> float:
     """The exponent that best turns the mean luminance of dark images into that of their clean ones.
 
-    Least squares in the logarithm, over the records (the training pairs, so that no scored image takes part).
+    Least squares in the logarithm, over the training pairs, so that no scored image takes part.
     """
-    low, clean = np.array([(record.low_luminance, record.high_luminance) for record in records]).clip(1 / 255, 1).T
-    return float(np.log(low) @ np.log(clean) / max(np.log(low) @ np.log(low), 1e-12))
+    table = manifest.pair_table(["split", "low_luminance", "high_luminance"])
+    training = table.filter(pc.equal(table["split"], "train"))
+    low, clean = (np.log(training[name].to_numpy().clip(1 / 255, 1)) for name in ("low_luminance", "high_luminance"))
+    return float(low @ clean / max(low @ low, 1e-12))
 
 
 class Scorer:
@@ -51,8 +54,7 @@ class Scorer:
         gamma: float,
         device: str = "cpu",
     ) -> None:
-        reader = PairReader(url)
-        self._pairs = {record.key: reader.read(record) for record in records}
+        self._pairs = {record.key: read_pair(url, record) for record in records}
         self._network = network
         self._protocol: Protocol = settings.protocol
         self._gamma = gamma

@@ -9,6 +9,7 @@ now and then: record metrics, write a checkpoint and have it scored
 
 import logging
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,26 @@ from iaml import TeacherStudent
 from pipeline import checkpoint, storage
 from pipeline.checkpoint import Progress
 from pipeline.config import Config
-from pipeline.data.loader import Loader
+from pipeline.data.loader import Batch, Loader
 from pipeline.data.manifest import load_manifest
 from pipeline.data.order import Share
+from pipeline.data.shard import BadDataError
 from pipeline.training.engine import Engine, StepResult
 from pipeline.training.monitor import Monitor, say
 
+Step = tuple[int, list[Batch]]
+NOT_FINITE = (
+    "steps in a row (train.nonfinite_limit) had a loss or gradient that is not finite; lower optimizer.learning_rate, "
+    "set optimizer.clip, or inspect the data, under another run.name"
+)
 WORST = 1e9  # ranks a checkpoint below all others until its scores are in; Ray keeps metrics as JSON without infinity
 
 
 def train(settings: dict[str, Any]) -> None:
     """Train one worker's share of a run; every worker of the group runs this.
 
-    Too many steps in a row that are not finite end it early, without its last checkpoint. It does not raise then,
-    because a worker that fails is started again, and would come to the same end.
+    Bad data, and too many steps in a row that are not finite, end the run early. The reason is stored with it, since
+    workers that were started again would come to the same end.
 
     Args:
         settings: ``config`` (the run's settings) and ``provenance`` (stored with each checkpoint).
@@ -44,24 +51,32 @@ def train(settings: dict[str, Any]) -> None:
     config = Config.model_validate(settings["config"])
     context = ray.train.get_context()
     share = Share(context.get_world_rank(), context.get_world_size(), config.micro_batch, config.train.accumulation)
-    task, engine, progress = _build(config)
-    records = load_manifest(config.data.url).split("train")
-    loader = Loader(records, config.data, share, config.run.seed)
+    if storage.exists(storage.join(config.run.url, checkpoint.STOPPED)):
+        return
+    device = ray.train.torch.get_device()
+    task, engine, progress = _build(config, device)
+    loader = Loader([load_manifest(url) for url in config.data.urls], config.data, share, config.run.seed)
     reporter = _Reporter(config, settings["provenance"], progress) if share.rank == 0 else None
+    if reporter:
+        _say_caches(loader)
     window = _Window()
-    for step, batches in loader.steps(progress.step, config.train.steps):
+    for step, batches in _until_bad_data(loader.steps(progress.step, config.train.steps), config.run.url):
         checkpoint.seed_random_numbers(config.run.seed, step, share.rank)
         rate = config.optimizer.rate_at(step, config.train.steps)
-        result = engine.step(batches, rate)
+        result = engine.step([batch.on(device) for batch in batches], rate)
         progress = progress.after_step(share.global_batch, result.applied)
         window.add(result)
         last = progress.step == config.train.steps
         if not result.applied:
             _say_left_out(progress, result, share.rank)
             if progress.nonfinite_in_a_row == config.train.nonfinite_limit:
+                if reporter:
+                    _stop(config.run.url, f"{config.train.nonfinite_limit} {NOT_FINITE}")
                 break
         if last or progress.step % config.train.log_every == 0:
             metrics = window.means(rate)
+            if config.data.on_bad_data == "skip":
+                metrics["skipped_pairs"] = _sum_over_workers(loader.skipped, device)
             if reporter:
                 reporter.monitor.record(progress.step, metrics)
         if last or progress.step % config.checkpoint.every == 0:
@@ -74,13 +89,13 @@ def train(settings: dict[str, Any]) -> None:
         reporter.monitor.close()
 
 
-def _build(config: Config) -> tuple[TeacherStudent, Engine, Progress]:
+def _build(config: Config, device: torch.device) -> tuple[TeacherStudent, Engine, Progress]:
     """The method and its engine, with the state of the newest checkpoint or fresh from the seed."""
     torch.manual_seed(config.run.seed)
     task = TeacherStudent(config.network, config.objective, config.teacher)
     newest = _newest_checkpoint(config.run.url)
     progress = checkpoint.load_weights(newest, task) if newest else Progress()
-    task.to(ray.train.torch.get_device())
+    task.to(device)
     engine = Engine(task, config.optimizer, config.micro_batch, config.train.accumulation)
     if newest:
         engine.load_optimizer_state(checkpoint.load_optimizer(newest), progress.updates)
@@ -96,6 +111,25 @@ def _newest_checkpoint(run: str) -> str | None:
         return storage.join(run, storage.name_of(latest.path))
     whole = checkpoint.complete_checkpoints(run)
     return whole[-1] if whole else None
+
+
+def _until_bad_data(steps: Iterator[Step], run: str) -> Iterator[Step]:
+    """The steps; where data can't be read, the reason is noted before the worker fails."""
+    try:
+        yield from steps
+    except BadDataError as error:
+        _stop(run, str(error))
+        raise
+
+
+def _stop(run: str, reason: str) -> None:
+    storage.write_text(storage.join(run, checkpoint.STOPPED), reason)
+
+
+def _sum_over_workers(number: float, device: torch.device) -> float:
+    total = torch.tensor(float(number), device=device)
+    dist.all_reduce(total)
+    return float(total)
 
 
 class _Window:
@@ -153,6 +187,12 @@ class _Reporter:
         storage.upload_folder(Path(local.path), storage.join(self._config.run.url, name), last=checkpoint.STATE)
         place = ray.train.get_context().get_storage()
         return ray.train.Checkpoint(f"{place.experiment_fs_path}/{name}", filesystem=place.storage_filesystem)
+
+
+def _say_caches(loader: Loader) -> None:
+    for stream in loader.streams:
+        if stream.cache:
+            say(f"{stream.cache}")
 
 
 def _say_left_out(progress: Progress, result: StepResult, rank: int) -> None:

@@ -16,9 +16,9 @@ START_S = 60
 
 
 class RayHead:
-    """A Ray head of its own: ``address`` for drivers, ``dashboard`` for jobs."""
+    """A Ray head of its own: ``address`` for drivers, ``dashboard`` for jobs; ``environment`` is its workers' too."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, environment: dict[str, str]) -> None:
         port, dashboard = _free_port(), _free_port()
         self.address = f"127.0.0.1:{port}"
         self.dashboard = f"http://127.0.0.1:{dashboard}"
@@ -26,6 +26,7 @@ class RayHead:
         # a token of its own, whatever the machine's Ray is set up to ask for
         self.environment = {
             **os.environ,
+            **environment,
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # `python` in a job is this one

@@ -21,11 +21,11 @@ def write_pairs(folder: Path, count: int, size: tuple[int, int] = (72, 48), seed
         Image.fromarray(dark).save(folder / "low" / f"{index}.png")
 
 
-def packed(folder: Path, count: int = 12, test: int = 0) -> str:
+def packed(folder: Path, count: int = 12, test: int = 0, size: tuple[int, int] = (72, 48)) -> str:
     """URL of a packed data set of ``count`` training pairs, some of them for development, and ``test`` test pairs."""
-    write_pairs(folder / "source/train", count)
+    write_pairs(folder / "source/train", count, size)
     if test:
-        write_pairs(folder / "source/test", test, seed=1)
+        write_pairs(folder / "source/test", test, size, seed=1)
     url = str(folder / "shards")
     pack(PackSettings(source=folder / "source", out=url, shard_pairs=4, dev_fraction=0.25))
     return url

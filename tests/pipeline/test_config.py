@@ -109,10 +109,32 @@ def test_help_explains_every_field(capsys):
 
 def test_identity_ignores_what_cannot_change_the_weights():
     config = parsed("--config", "demo")
-    same = parsed("--config", "demo", "--run.max-failures", "9", "--data.threads", "1", "--train.log-every", "1")
-    other = parsed("--config", "demo", "--objective.beta", "0.3")
+    same = parsed(
+        "--config", "demo", "--run.max-failures", "9", "--train.log-every", "1", "--data.url", "/moved",
+        "--data.extra-urls", "[/more]", "--data.on-bad-data", "skip", "--data.cache", "/fast", "--data.cache-gib", "1",
+        "--data.threads", "1", "--data.fetches", "1", "--data.ahead", "1",
+    )  # fmt: skip
     assert same.identity() == config.identity()
-    assert other.identity() != config.identity()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("--objective.beta", "0.3"),
+        ("--run.seed", "1"),
+        ("--data.crop", "32"),
+        ("--data.flips", "false"),
+        ("--data.shuffle-shards", "3"),
+        ("--data.drop-last", "true"),
+    ],
+)
+def test_identity_tells_apart_what_changes_the_weights(change):
+    assert parsed("--config", "demo", *change).identity() != parsed("--config", "demo").identity()
+
+
+def test_identity_tells_mixtures_apart():
+    mixed = ("--config", "demo", "--data.extra-urls", "[/more]")
+    assert parsed(*mixed, "--data.weights", "[1, 2]").identity() != parsed(*mixed).identity()
 
 
 def test_learning_rate_warms_up_and_follows_a_cosine():

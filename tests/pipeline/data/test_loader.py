@@ -1,4 +1,4 @@
-"""The loader: right pixels, both images cut alike, the same samples on every layout and after every restart."""
+"""The loader: right crops, the same samples on every layout and after every restart, any shape of data."""
 
 import threading
 import time
@@ -7,14 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import packed
+from datasets import packed, write_pairs
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.data.loader import DataSettings, Loader, PairReader, check_crops_fit
+from pipeline.data.loader import Loader
 from pipeline.data.manifest import load_manifest
 from pipeline.data.order import Share
+from pipeline.data.packing import PackSettings, pack
+from pipeline.data.settings import DataSettings
 
 BATCH = 4
+CACHE = Path()  # set by the fixture
 
 
 @pytest.fixture(scope="module")
@@ -22,88 +27,173 @@ def url(tmp_path_factory):
     return packed(tmp_path_factory.mktemp("data"))
 
 
-def batches(url, workers=1, start=0, stop=6, accumulation=1, seed=0, **settings):
-    """The batches of all workers by step, each a list of (low, clean) in the order of the stream."""
-    records = load_manifest(url).split("train")
-    data = DataSettings(url=url, crop=32, **settings)
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    global CACHE
+    CACHE = tmp_path_factory.mktemp("cache")
+
+
+def loader(url, share, seed=0, **changes):
+    data = DataSettings(**({"url": url, "crop": 32, "cache": CACHE} | changes))
+    return Loader([load_manifest(url) for url in data.urls], data, share, seed)
+
+
+def batches(url, workers=1, start=0, stop=6, accumulation=1, seed=0, **changes):
+    """Each step's crops of all workers as bytes, sorted, so that the order within a global batch does not matter."""
     shares = [Share(rank, workers, BATCH // workers // accumulation, accumulation) for rank in range(workers)]
-    streams = [Loader(records, data, share, seed).steps(start, stop) for share in shares]
+    streams = [loader(url, share, seed, **changes).steps(start, stop) for share in shares]
     steps = []
-    for parts in zip(*streams, strict=True):
-        rounds = zip(*(rounds for _, rounds in parts), strict=True)
-        flat = [batch for round_ in rounds for batch in round_]
-        steps.append((parts[0][0], torch.cat([b.low for b in flat]), torch.cat([b.clean for b in flat])))
+    for number, parts in enumerate(zip(*streams, strict=True), start=start):
+        assert {step for step, _ in parts} == {number}
+        pairs = [pair for _, rounds in parts for batch in rounds for pair in zip(*batch.on("cpu"), strict=True)]
+        steps.append(sorted(low.numpy().tobytes() + clean.numpy().tobytes() for low, clean in pairs))
     return steps
 
 
-def same(one, other):
-    return len(one) == len(other) and all(
-        a[0] == b[0] and torch.equal(a[1], b[1]) and torch.equal(a[2], b[2]) for a, b in zip(one, other, strict=True)
-    )
-
-
-def test_reader_gives_the_packed_pixels(url, tmp_path):
-    record = load_manifest(url).split("train")[0]
-    pair = PairReader(url).read(record)
-    source = f"{url}/../source/train"
-    number = record.key.removeprefix("train-")
-    assert np.array_equal(pair.low, np.asarray(Image.open(f"{source}/low/{number}.png")))
-    assert np.array_equal(pair.clean, np.asarray(Image.open(f"{source}/high/{number}.png")))
-
-
 def test_both_images_are_cut_and_turned_alike(url):
-    for _, low, clean in batches(url):
+    for _, (batch,) in loader(url, Share(0, 1, BATCH, 1)).steps(0, 6):
+        low, clean = batch.on("cpu")
         assert low.shape == clean.shape == (BATCH, 3, 32, 32)
         assert low.dtype == clean.dtype == torch.uint8
         assert torch.equal(low, (clean.double() * 0.15).to(torch.uint8))
 
 
 def test_augmentation_turns_and_mirrors(url):
-    plain, turned = batches(url, flips=False), batches(url)
-    assert not same(plain, turned)
-    assert len({tuple(sorted(low.flatten().tolist())) for _, low, _ in turned}) > 1
+    share = Share(0, 1, BATCH, 1)
+    turns = torch.cat([batch.turns for _, (batch,) in loader(url, share).steps(0, 20)])
+    assert set(turns.tolist()) == set(range(8))
+    plain = [batch for _, (batch,) in loader(url, share, flips=False).steps(0, 20)]
+    assert not any(batch.turns.any() for batch in plain)
+    assert all(torch.equal(batch.on("cpu")[0], batch.low) for batch in plain)
 
 
 @pytest.mark.parametrize(
-    "layout", [{"workers": 2}, {"workers": 4}, {"workers": 2, "accumulation": 2}, {"threads": 1}, {"cache_gib": 0}]
+    "layout",
+    [
+        {"workers": 2},
+        {"workers": 4},
+        {"workers": 2, "accumulation": 2},
+        {"threads": 1},
+        {"threads": 5, "fetches": 1},
+        {"cache_gib": 0},
+        {"ahead": 1},
+        {"ahead": 50},
+    ],
 )
 def test_same_samples_on_every_layout(url, layout):
-    assert same(batches(url), batches(url, **layout))
+    assert batches(url) == batches(url, **layout)
 
 
-def test_continues_at_the_exact_next_sample(url):
-    assert same(batches(url)[4:], batches(url, start=4))
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    before=st.sampled_from([1, 2, 4]), after=st.sampled_from([1, 2, 4]), at=st.integers(0, 8), window=st.integers(1, 4)
+)
+def test_continues_at_the_exact_next_sample_on_any_number_of_workers(url, before, after, at, window):
+    whole = batches(url, stop=8, shuffle_shards=window)
+    resumed = batches(url, before, 0, at, shuffle_shards=window) + batches(url, after, at, 8, shuffle_shards=window)
+    assert resumed == whole
 
 
 def test_seeds_differ(url):
-    assert not same(batches(url), batches(url, seed=1))
+    assert batches(url) != batches(url, seed=1)
 
 
-def test_changed_bytes_are_refused_by_shard_and_key(tmp_path):
-    url = packed(tmp_path)
-    record = load_manifest(url).split("train")[0]
-    with Path(url, record.shard).open("r+b") as file:
-        file.seek(record.high_offset + record.high_size // 2)
-        byte = file.read(1)
-        file.seek(-1, 1)
-        file.write(bytes([byte[0] ^ 1]))
-    with pytest.raises(ValueError, match=rf"{record.shard}: {record.key}.high.png differs"):
-        PairReader(url).read(record)
+def test_batches_that_are_kept_are_not_overwritten(url):
+    kept = [batch for _, (batch,) in loader(url, Share(0, 1, BATCH, 1), flips=False).steps(0, 20)]
+    copies = [batch.low.clone() for _, (batch,) in loader(url, Share(0, 1, BATCH, 1), flips=False).steps(0, 20)]
+    assert all(torch.equal(batch.low, copy) for batch, copy in zip(kept, copies, strict=True))
 
 
 def test_a_worker_that_stops_early_leaves_no_threads_waiting(url):
-    records = load_manifest(url).split("train")
-    stream = Loader(records, DataSettings(url=url, crop=32), Share(0, 1, BATCH, 1), 0).steps(0, 1000)
+    stream = loader(url, Share(0, 1, BATCH, 1)).steps(0, 1000)
     next(stream)
     stream.close()
     deadline = time.monotonic() + 10
-    while any(thread.name.startswith("loader") for thread in threading.enumerate()):
+    while any(thread.name.startswith(("cut", "fetch")) for thread in threading.enumerate()):
         assert time.monotonic() < deadline, "the loader's threads outlive it"
         time.sleep(0.05)
 
 
-def test_small_images_are_refused_by_name(url):
-    with pytest.raises(
-        ValueError, match=r"data.crop: 9 training pairs are smaller than 64 pixels: train-\d+ \(72x48\)"
-    ):
-        check_crops_fit(load_manifest(url).split("train"), 64)
+def test_one_shard_and_eight_workers(tmp_path):
+    write_pairs(tmp_path / "source", 5)
+    url = str(tmp_path / "shards")
+    pack(PackSettings(source=tmp_path / "source", out=url, shard_pairs=100, dev_fraction=0))
+    shares = [Share(rank, 8, 1, 1) for rank in range(8)]
+    steps = list(zip(*(loader(url, share).steps(0, 5) for share in shares), strict=True))
+    assert len(steps) == 5
+
+
+def test_images_smaller_than_the_crop_portrait_and_landscape(tmp_path):
+    write_pairs(tmp_path / "source/train", 2, size=(20, 70))
+    write_pairs(tmp_path / "other/train", 2, size=(70, 24), seed=1)
+    for name in ("source", "other"):
+        pack(PackSettings(source=tmp_path / name, out=str(tmp_path / f"{name}-shards"), dev_fraction=0))
+    urls = {"url": str(tmp_path / "source-shards"), "extra_urls": (str(tmp_path / "other-shards"),)}
+    for _, (batch,) in loader(share=Share(0, 1, BATCH, 1), **urls).steps(0, 6):
+        low, clean = batch.on("cpu")
+        assert low.shape == (BATCH, 3, 32, 32)
+        assert torch.equal(low, (clean.double() * 0.15).to(torch.uint8))
+
+
+def test_mixed_data_sets_are_read_by_their_shares(url, tmp_path):
+    write_pairs(tmp_path / "black/train", 3)
+    for file in (tmp_path / "black/train").glob("*/*.png"):
+        Image.new("RGB", (40, 40)).save(file)
+    other = str(tmp_path / "shards")
+    pack(PackSettings(source=tmp_path / "black", out=other, dev_fraction=0))
+    mixed = {"extra_urls": (other,), "weights": (3.0, 1.0)}
+    crops = torch.cat([batch.clean for _, (batch,) in loader(url, Share(0, 1, BATCH, 1), **mixed).steps(0, 256)])
+    assert (crops.flatten(1).amax(dim=1) == 0).sum() == 256
+    assert batches(url, **mixed) == batches(url, workers=2, **mixed)
+
+
+def test_drop_last_reads_whole_batches_of_each_epoch(url):
+    pairs = int(load_manifest(url).split("train").pairs.sum())
+    assert pairs % BATCH
+    steps = pairs // BATCH
+    share = Share(0, 1, BATCH, 1)
+    whole = [batch for _, (batch,) in loader(url, share, drop_last=True, crop=32, flips=False).steps(0, steps)]
+    assert len(whole) == steps
+    assert batches(url, drop_last=True, stop=steps) == batches(url, stop=steps)
+    assert batches(url, drop_last=True, stop=2 * steps) != batches(url, stop=2 * steps)
+
+
+def test_a_broken_pair_reaches_training_as_an_error(tmp_path):
+    url = packed(tmp_path)
+    record = load_manifest(url).pairs("train")[0]
+    with Path(url, record.shard).open("r+b") as file:
+        file.truncate(record.low_offset + 100)
+    with pytest.raises(ValueError, match=rf"(?s){record.shard}.*{record.key}"):
+        list(loader(url, Share(0, 1, BATCH, 1), cache_gib=0).steps(0, 10))
+
+
+def test_pairs_skipped_by_all_workers_are_the_same_on_every_layout(url, tmp_path):
+    damaged = packed(tmp_path)
+    record = load_manifest(damaged).pairs("train")[4]
+    with Path(damaged, record.shard).open("r+b") as file:
+        file.seek(record.high_offset + 60)
+        file.write(b"\0\0\0\0")
+    changes = {"on_bad_data": "skip", "cache": tmp_path / "cache"}
+    one, two = (batches(damaged, workers=workers, **changes) for workers in (1, 2))
+    assert one == two != batches(url)
+    single = loader(damaged, Share(0, 1, BATCH, 1), **changes)
+    list(single.steps(0, 9 * 3))
+    epochs = 9 * 3 * BATCH // int(single.streams[0].shards.pairs.sum())
+    assert single.skipped >= epochs
+
+
+def test_crops_lie_anywhere_in_the_image(tmp_path):
+    """An image that counts its columns shows where each crop was cut."""
+    columns = np.tile(np.arange(200, dtype=np.uint8), (32, 1))
+    for side in ("low", "high"):
+        (tmp_path / "source" / side).mkdir(parents=True)
+        Image.fromarray(np.dstack([columns] * 3)).save(tmp_path / "source" / side / "1.png")
+    url = str(tmp_path / "shards")
+    pack(PackSettings(source=tmp_path / "source", out=url, dev_fraction=0))
+    lefts = [
+        int(left)
+        for _, (batch,) in loader(url, Share(0, 1, BATCH, 1), flips=False).steps(0, 500)
+        for left in batch.low[:, 0, 0, 0]
+    ]
+    assert min(lefts) == 0 and max(lefts) == 200 - 32
+    assert np.histogram(lefts, bins=13, range=(0, 169))[0] == pytest.approx(2000 / 13, rel=0.35)

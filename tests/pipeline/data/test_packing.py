@@ -3,8 +3,10 @@
 import hashlib
 import io
 import struct
+import tarfile
 import zlib
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,11 @@ import webdataset
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
+from s3 import S3Server
 
+from pipeline import storage
 from pipeline.data.images import read_rgb, stored_png
-from pipeline.data.manifest import load_manifest
+from pipeline.data.manifest import PairRecord, load_manifest
 from pipeline.data.packing import PackSettings, pack
 
 REAL_PAIRS = Path(__file__).parents[4] / "shared/data/lol-v1-part"
@@ -53,16 +57,22 @@ def settings(source: Path, **changes: object) -> PackSettings:
     )
 
 
+def all_pairs(url: str) -> list[PairRecord]:
+    """The pairs of every split, in the order of the table."""
+    columns = [field.name for field in fields(PairRecord)]
+    return [PairRecord(**row) for row in load_manifest(url).pair_table(columns).to_pylist()]
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def test_the_manifest_leads_to_the_exact_bytes_of_the_source(source: Path, tmp_path: Path) -> None:
     report = pack(settings(source))
-    manifest = load_manifest(report.url)
-    assert manifest.checksum == report.checksum
-    assert len(manifest.records) == 23
-    for record in manifest.records:
+    assert load_manifest(report.url).checksum == report.checksum
+    pairs = all_pairs(report.url)
+    assert len(pairs) == 23
+    for record in pairs:
         split, _, number = record.key.partition("-")
         folder = source / {"train": "our485", "test": "eval15"}[split]
         shard = (tmp_path / "out" / record.shard).read_bytes()
@@ -78,9 +88,63 @@ def test_the_manifest_leads_to_the_exact_bytes_of_the_source(source: Path, tmp_p
     assert report.converted == 0
 
 
+def test_the_manifest_tells_size_checksum_and_pixels_of_each_shard(source: Path, tmp_path: Path) -> None:
+    for side in ("low", "high"):
+        scene_image(77, (64, 16)).save(source / "our485" / side / "wide.png")
+    report = pack(settings(source))
+    manifest, pairs, size = load_manifest(report.url), all_pairs(report.url), 0
+    for split in ("train", "dev", "test"):
+        for shard in manifest.split(split):
+            tar = (tmp_path / "out" / shard.name).read_bytes()
+            members = [pair for pair in pairs if pair.shard == shard.name]
+            assert (shard.split, shard.pairs, shard.size) == (split, len(members), len(tar))
+            assert shard.sha256 == hashlib.sha256(tar).hexdigest()
+            assert shard.pixels == sum(6 * (64 * 16 if pair.key == "train-wide" else 48 * 32) for pair in members)
+            size += len(tar)
+    assert report.size == size
+
+
+def test_pairs_are_listed_in_the_order_of_the_tars(source: Path) -> None:
+    report = pack(settings(source))
+    manifest = load_manifest(report.url)
+    order = []
+    for split in ("train", "dev", "test"):
+        for shard in manifest.split(split):
+            with tarfile.open(Path(report.url, shard.name)) as tar:
+                order += [name.removesuffix(".low.png") for name in tar.getnames() if name.endswith(".low.png")]
+    assert [pair.key for pair in all_pairs(report.url)] == order
+
+
+def test_storage_that_refuses_is_a_plain_error(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(url: str, *_: object, **__: object) -> bool:
+        raise PermissionError(f"{url}: access denied")
+
+    for door in ("exists", "listdir", "write_bytes"):
+        with monkeypatch.context() as patched:
+            patched.setattr(storage, door, refuse)
+            with pytest.raises(ValueError, match=r"out.*access denied"):
+                pack(settings(source))
+
+
+def test_packing_to_s3_gives_the_same_data_set(s3: S3Server, source: Path, tmp_path: Path) -> None:
+    url = f"{s3.make_bucket()}/sets/lol"
+    local, remote = pack(settings(source)), pack(settings(source, out=url))
+    assert (remote.url, remote.checksum) == (url, local.checksum)
+    assert storage.listdir(url) == sorted(contents(tmp_path / "out"))
+    for name, data in contents(tmp_path / "out").items():
+        assert storage.read_bytes(f"{url}/{name}") == data
+    with pytest.raises(ValueError, match=r"manifest.parquet exists"):
+        pack(settings(source, out=url))
+
+
+def test_packing_to_a_bucket_that_is_not_there(s3: S3Server, source: Path) -> None:
+    with pytest.raises(ValueError, match=r"s3://nothing-here/.*no such bucket"):
+        pack(settings(source, out="s3://nothing-here/set"))
+
+
 def test_shards_load_with_webdataset(source: Path, tmp_path: Path) -> None:
     report = pack(settings(source))
-    records = {record.key: record for record in load_manifest(report.url).records}
+    records = {record.key: record for record in all_pairs(report.url)}
     urls = sorted(str(path) for path in (tmp_path / "out").glob("*.tar"))
     samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8"))
     assert {sample["__key__"] for sample in samples} == set(records)
@@ -96,7 +160,7 @@ def test_shards_load_with_webdataset(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("shard_pairs", [1, 5, 8, 100])
 def test_shards_are_full_but_even(shard_pairs: int, source: Path) -> None:
     report = pack(settings(source, shard_pairs=shard_pairs))
-    records = load_manifest(report.url).records
+    records = all_pairs(report.url)
     for split in ("train", "dev", "test"):
         sizes = Counter(record.shard for record in records if record.split == split).values()
         assert max(sizes) <= shard_pairs
@@ -111,8 +175,8 @@ def test_scenes_never_straddle_training_and_development(source: Path) -> None:
         manifest = load_manifest(report.url)
         assert report.scenes == 13
         assert report.pairs == {"train": 16, "dev": 4, "test": 3}
-        dev_numbers = {int(record.key.removeprefix("train-")) // 2 for record in manifest.split("dev")}
-        train_numbers = {int(record.key.removeprefix("train-")) // 2 for record in manifest.split("train")}
+        dev_numbers = {int(record.key.removeprefix("train-")) // 2 for record in manifest.pairs("dev")}
+        train_numbers = {int(record.key.removeprefix("train-")) // 2 for record in manifest.pairs("train")}
         assert not dev_numbers & train_numbers
         chosen.add(frozenset(dev_numbers))
     assert len(chosen) > 1
@@ -133,7 +197,7 @@ def test_a_pattern_names_scenes(tmp_path: Path) -> None:
     for number in range(6):
         add_pair(tmp_path / "set", "", f"s{number // 3}_{number}.png", seed=number)
     report = pack(settings(tmp_path / "set", scene_pattern=r"s(\d+)_"))
-    scenes = {record.key: record.scene for record in load_manifest(report.url).records}
+    scenes = {record.key: record.scene for record in all_pairs(report.url)}
     assert scenes == {f"train-s{n // 3}_{n}": f"train-s{n // 3}_{n // 3 * 3}" for n in range(6)}
     with pytest.raises(ValueError, match=r"finds no scene in 6 keys:\n  train-s0_0"):
         pack(settings(tmp_path / "set", out=str(tmp_path / "other"), scene_pattern="frame(.)"))
@@ -146,7 +210,7 @@ def test_test_scenes_among_the_training_pairs_are_reported_and_stay(source: Path
     add_pair(source, "our485", "900.png", seed=101, noise=4)
     report = pack(settings(source))
     assert report.near_duplicates == (("train-900", "test-1"),)
-    splits = {record.key: record.split for record in load_manifest(report.url).records}
+    splits = {record.key: record.split for record in all_pairs(report.url)}
     assert (splits["train-900"], splits["test-1"]) == ("train", "test")
     assert "WARNING: 1 training pairs show a scene of the test split:\n  train-900 and test-1" in str(report)
 
@@ -176,7 +240,7 @@ def test_an_interrupted_packing_can_be_repeated_but_not_mixed(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("pipeline.data.packing.write_manifest", lambda url, records: 1 / 0)
+        patched.setattr("pipeline.data.packing.write_manifest", lambda url, shards, pairs: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             pack(settings(source))
     assert not (tmp_path / "out/manifest.parquet").exists()
@@ -213,7 +277,7 @@ def test_other_formats_become_rgb_png_and_are_counted(tmp_path: Path) -> None:
     report = pack(settings(source, dev_fraction=0))
     assert report.converted == 4
     shard = (tmp_path / "out/train-000000.tar").read_bytes()
-    for record in load_manifest(report.url).records:
+    for record in all_pairs(report.url):
         stored = Image.open(io.BytesIO(shard[record.low_offset : record.low_offset + record.low_size]))
         (original,) = (source / "low").glob(f"{record.key.removeprefix('train-')}.*")
         assert (stored.format, stored.mode) == ("PNG", "RGB")
@@ -254,7 +318,7 @@ def test_a_photograph_held_upright_is_stored_upright(tmp_path: Path) -> None:
 @pytest.mark.skipif(not REAL_PAIRS.is_dir(), reason="the real pairs of LOL-v1 are not here")
 def test_real_scenes_stay_together(tmp_path: Path) -> None:
     report = pack(PackSettings(source=REAL_PAIRS, out=str(tmp_path / "out")))
-    scenes = {record.key: record.scene for record in load_manifest(report.url).records}
+    scenes = {record.key: record.scene for record in all_pairs(report.url)}
     assert len({scenes[f"train-{number}"] for number in (43, 44, 45, 46)}) == 1
     assert scenes["train-43"] != scenes["train-47"]
     assert scenes["train-2"] != scenes["train-5"]

@@ -8,8 +8,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from iaml import AutoEncoder, NetworkSettings, TeacherStudent, enhance
 from pipeline import checkpoint
-from pipeline.data.loader import PairReader
 from pipeline.data.manifest import load_manifest
+from pipeline.data.pairs import read_pair
 from pipeline.evaluation.scoring import Scorer, fit_gamma, load_lpips, summarise
 from pipeline.evaluation.settings import EvaluationSettings
 
@@ -28,7 +28,7 @@ def scored(tmp_path_factory):
 
     save_file(task.student.state_dict(), folder / checkpoint.STUDENT)
     save_file({f"decoder.{k}": v for k, v in task.teacher_decoder.state_dict().items()}, folder / checkpoint.TEACHER)
-    records = manifest.split("test")
+    records = manifest.pairs("test")
     scorer = Scorer(manifest.url, records, NETWORK, EvaluationSettings(lpips="none"), gamma=0.5)
     networks = {"student": task.student.eval(), "averaged": task.averaged_student().eval()}
     return manifest, networks, scorer, scorer.score(str(folder))
@@ -41,8 +41,8 @@ def pixels(image):
 @pytest.mark.parametrize("method", ["input", "gamma", "student", "averaged"])
 def test_scores_equal_scikit_image(scored, method):
     manifest, networks, _, rows = scored
-    for record in manifest.split("test"):
-        low, clean = PairReader(manifest.url).read(record)
+    for record in manifest.pairs("test"):
+        low, clean = read_pair(manifest.url, record)
         x = torch.from_numpy(low.copy()).permute(2, 0, 1)[None] / 255
         outputs = {"input": lambda x=x: x, "gamma": lambda x=x: x**0.5}
         outputs |= {name: lambda x=x, net=net: enhance(net, x) for name, net in networks.items()}
@@ -70,8 +70,8 @@ def test_means_are_over_images(scored):
 
 def test_gamma_is_fitted_on_luminance(scored):
     manifest = scored[0]
-    gamma = fit_gamma(manifest.split("train"))
-    low, clean = np.array([(r.low_luminance, r.high_luminance) for r in manifest.split("train")]).T
+    gamma = fit_gamma(manifest)
+    low, clean = np.array([(r.low_luminance, r.high_luminance) for r in manifest.pairs("train")]).T
     # the fixture darkens by 0.15, so the exponent that undoes it for grey of mean brightness is near this
     assert gamma == pytest.approx(np.log(clean.mean()) / np.log(low.mean()), rel=0.05)
     errors = [((np.log(clean) - exponent * np.log(low)) ** 2).sum() for exponent in (gamma - 0.01, gamma, gamma + 0.01)]
@@ -86,10 +86,10 @@ def test_missing_lpips_weights_give_a_reason(tmp_path, monkeypatch):
 
 def test_pictures_show_low_gamma_enhanced_and_clean(scored, tmp_path):
     manifest, networks, scorer, _ = scored
-    record = manifest.split("test")[0]
+    record = manifest.pairs("test")[0]
     folder = manifest.url.removesuffix("/shards")
     pictures = scorer.pictures(folder, [record.key, "another actor's"])
-    low, clean = PairReader(manifest.url).read(record)
+    low, clean = read_pair(manifest.url, record)
     assert list(pictures) == [record.key]
     assert np.array_equal(pictures[record.key][0], low)
     assert np.array_equal(pictures[record.key][3], clean)

@@ -1,0 +1,53 @@
+"""Crops, flips and quarter turns: drawn for each visit of a sample, the same on every layout of workers."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.data.order import Visits
+
+Bits = NDArray[np.uint64]
+TURNS = 8  # of a square: mirrored or not, by four quarters
+
+
+def draws(seed: int, visits: Visits, count: int) -> NDArray[np.float64]:
+    """``count`` uniform numbers in [0, 1) for each visit, [..., count]: a function of (seed, visit) alone."""
+    pass_ = visits.epoch.astype(np.uint64) << np.uint64(16) | visits.dataset.astype(np.uint64)
+    place = visits.shard.astype(np.uint64) << np.uint64(32) | visits.sample.astype(np.uint64)
+    state = _mixed(_mixed(np.uint64(seed), pass_), place)
+    numbers = _mixed(state[..., None], np.arange(count, dtype=np.uint64))
+    return (numbers >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def padded(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """The image, [height, width, 3], reflected at its right and lower edges until it holds a square of ``side``."""
+    height, width, _ = image.shape
+    missing = [(0, max(0, side - length)) for length in (height, width)]
+    return np.pad(image, [*missing, (0, 0)], mode="reflect")
+
+
+def turned(images: Tensor, turns: Tensor) -> Tensor:
+    """Each of the square images, (B, 3, S, S), in one of the 8 positions that ``turns``, (B,) on the CPU, names."""
+    result = images.clone()
+    for turn in range(1, TURNS):
+        chosen = torch.nonzero(turns == turn)[:, 0]
+        if len(chosen):
+            chosen = chosen.to(images.device, non_blocking=True)
+            part = images[chosen]
+            if turn & 1:
+                part = part.flip(-1)
+            if turn & 2:
+                part = part.flip(-2)
+            if turn & 4:
+                part = part.transpose(-1, -2)
+            result[chosen] = part
+    return result
+
+
+def _mixed(state: Bits | np.uint64, value: Bits) -> Bits:
+    """SplitMix64 (Steele, Lea, Flood 2014): the state moved on by ``value``, its bits well mixed."""
+    state = state + (value + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))

@@ -1,0 +1,318 @@
+"""A node's cache: shards from S3 and decoded images on a local disk, shared by all processes of the node.
+
+<folder>/lock                         held while space is shared out
+<folder>/<data set>/in-use            locked by each process that reads the data set
+<folder>/<data set>/reserved          how many bytes the data set may take
+<folder>/<data set>/<sha256>.tar      a shard as it was packed
+<folder>/<data set>/<sha256>.pixels   its images, as far as they were decoded
+<folder>/<data set>/*.partial         being written, and locked by its writer
+
+Nothing is believed for its name: each process compares a shard with its checksum when it opens it first, and each
+decoded pair bears a checksum of its own. So a process may be killed, and a machine may fail, at any point.
+A disk that is full or can't be written to is said once; reading goes on without it.
+"""
+
+import fcntl
+import logging
+import mmap
+import os
+import shutil
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.manifest import ShardRecord
+from pipeline.data.pairs import Pair
+
+logger = logging.getLogger(__name__)
+
+LOCK, IN_USE, RESERVED = "lock", "in-use", "reserved"
+DISK_SHARE = 0.9  # of the free space, so that a node's disk is never filled up on purpose
+HEADER = np.dtype([("magic", "<i8"), ("pairs", "<i8")])
+SLOT = np.dtype([("offset", "<i8"), ("room", "<i8"), ("height", "<i4"), ("width", "<i4"), ("check", "<i8")])
+MAGIC = int.from_bytes(b"pixels\0\1", "little")  # with the layout's version
+FILLED = 1 << 32  # beside the 32 bits of the checksum, so that no filled slot looks empty
+PAIR_CHANNELS = 6  # bytes of a pixel of both images
+
+
+class Cache:
+    """One data set's part of a node's cache.
+
+    Args:
+        folder: the node's cache; made if it is not there.
+        limit: most bytes that all data sets in it may take.
+        name: of the data set; the same name means the same bytes.
+        shards: bytes of its shards; 0 if they lie on a disk already.
+        pixels: bytes of its decoded images.
+
+    Attributes:
+        keeps_pixels: whether there is room for all decoded images.
+    """
+
+    def __init__(self, folder: Path, limit: int, name: str, shards: int, pixels: int) -> None:
+        self.keeps_pixels = False
+        self._root = folder.expanduser()
+        self._folder = self._root / name
+        self._room = 0
+        self._all_fits = False
+        self._broken = False
+        with self._or_without():
+            self._root.mkdir(parents=True, exist_ok=True)
+            with _locked(self._root / LOCK):
+                self._folder.mkdir(exist_ok=True)
+                self._in_use = (self._folder / IN_USE).open("w")
+                fcntl.flock(self._in_use, fcntl.LOCK_SH)
+                os.utime(self._in_use.fileno())
+                self._reserve(limit, shards, pixels)
+
+    def __str__(self) -> str:
+        """What is kept, for the log."""
+        if self._broken or not self._room:
+            return f"cache {self._root}: no room for this data set; it is read and decoded anew in each epoch"
+        kept = "decoded images" if self.keeps_pixels else "shards (decoded images do not fit)"
+        return f"cache {self._root}: keeps {kept}, up to {self._room / 2**30:.2f} GiB"
+
+    def shard(self, record: ShardRecord) -> mmap.mmap | None:
+        """The bytes of a shard, if it is there."""
+        with self._or_without():
+            return map_file(self._folder / f"{record.sha256}.tar", record.size)
+        return None
+
+    @contextmanager
+    def new_shard(self, record: ShardRecord) -> Iterator[memoryview | None]:
+        """Space for the bytes of a shard, which is there once the block has filled it and ended well.
+
+        ``None`` if there is no room or another process, for which this one waited, has put the shard there.
+        """
+        with self._new_file(self._folder / f"{record.sha256}.tar", record.size) as space:
+            yield space
+
+    def drop_shard(self, record: ShardRecord) -> None:
+        """Forget a shard whose bytes are no longer those that were put there."""
+        with self._or_without():
+            (self._folder / f"{record.sha256}.tar").unlink(missing_ok=True)
+
+    def pixels(self, record: ShardRecord) -> "PixelFile | None":
+        """The decoded images of a shard, if there are any."""
+        with self._or_without():
+            return PixelFile.open(self._folder / f"{record.sha256}.pixels", record.pairs)
+        return None
+
+    def new_pixels(self, record: ShardRecord, areas: Sequence[int]) -> "PixelFile | None":
+        """Slots for the decoded images of a shard, of ``areas`` in pixels; ``None`` if there is no room."""
+        path = self._folder / f"{record.sha256}.pixels"
+        with self._new_file(path, PixelFile.size(areas)) as space:
+            if space is not None:
+                PixelFile.lay_out(space, areas)
+        return self.pixels(record)
+
+    def _reserve(self, limit: int, shards: int, pixels: int) -> None:
+        """Share out the space: all decoded images if they fit, otherwise as many of the shards as fit."""
+        disk = int(DISK_SHARE * shutil.disk_usage(self._root).free) + _size(self._folder)
+        most = min(limit, disk)
+        wanted = shards + pixels if shards + pixels <= most else min(shards, most)
+        room = min(wanted, max(0, limit - self._make_room(limit - wanted)))
+        self.keeps_pixels = 0 < shards + pixels <= room
+        self._room = room if self.keeps_pixels else min(room, shards)
+        self._all_fits = self._room >= shards
+        (self._folder / RESERVED).write_text(str(self._room))
+
+    def _make_room(self, most: int) -> int:
+        """Delete idle data sets, the least recently used first, until they take ``most`` bytes; what they take."""
+        others = [path for path in self._root.iterdir() if path.is_dir() and path != self._folder]
+        idle = [path for path in others if not _is_in_use(path)]
+        taken = {path: _size(path) if path in idle else max(_size(path), _reserved(path)) for path in others}
+        for path in sorted(idle, key=_last_used):
+            if sum(taken.values()) > most:
+                shutil.rmtree(path)
+                del taken[path]
+        return sum(taken.values())
+
+    @contextmanager
+    def _new_file(self, path: Path, size: int) -> Iterator[memoryview | None]:
+        """Space for a file, which appears at ``path`` when the block ends well; ``None`` if the file can't be new."""
+        partial = path.with_name(f"{path.name}.partial")
+        with ExitStack() as stack:
+            space = None
+            with self._or_without():
+                file = stack.enter_context(partial.open("a+b"))
+                stack.enter_context(_flock(file.fileno()))  # waits for another writer; a killed one has let go
+                if _size_of(path) != size and _is_at(file.fileno(), partial) and self._allocate(file.fileno(), size):
+                    space = memoryview(mmap.mmap(file.fileno(), size))
+            yield space
+            if space is not None:
+                with self._or_without():
+                    partial.rename(path)
+
+    def _allocate(self, file: int, size: int) -> bool:
+        """Give the file its space, so that a full disk is noticed now and not by a fault in mapped memory."""
+        with _locked(self._root / LOCK):
+            os.ftruncate(file, 0)
+            if self._broken or not self._room or (not self._all_fits and _size(self._folder) + size > self._room):
+                return False
+            os.posix_fallocate(file, 0, size)
+        return True
+
+    @contextmanager
+    def _or_without(self) -> Iterator[None]:
+        """Go on without the cache when its disk is full or can't be used."""
+        try:
+            yield
+        except OSError as error:
+            if not self._broken:
+                logger.warning("cache %s: %s; going on without it", self._root, error)
+            self._broken, self.keeps_pixels = True, False
+
+
+class PixelFile:
+    """The decoded pairs of one shard: RGB, uint8, (H, W, 3), in slots of a file that all processes map.
+
+    A slot holds the low-light image, then the clean one. Its checksum is written last; a slot whose checksum is not
+    that of its bytes is empty.
+    """
+
+    def __init__(self, data: mmap.mmap, slots: np.ndarray) -> None:
+        self._data = data
+        self._slots = slots
+        self._known: dict[int, Pair] = {}  # compared with their checksums by this process
+
+    @staticmethod
+    def size(areas: Sequence[int]) -> int:
+        """Bytes of a file for pairs of ``areas`` in pixels."""
+        return HEADER.itemsize + len(areas) * SLOT.itemsize + PAIR_CHANNELS * sum(areas)
+
+    @staticmethod
+    def lay_out(space: memoryview, areas: Sequence[int]) -> None:
+        """Write the header of an empty file."""
+        np.frombuffer(space, HEADER, count=1)[0] = (MAGIC, len(areas))
+        slots = np.frombuffer(space, SLOT, count=len(areas), offset=HEADER.itemsize)
+        slots["room"] = PAIR_CHANNELS * np.asarray(areas)
+        slots["offset"] = _offsets(slots)
+
+    @classmethod
+    def open(cls, path: Path, pairs: int) -> "PixelFile | None":
+        """The file at ``path``, if it is there; one that is not whole is deleted."""
+        data = map_file(path, writable=True)
+        if data is None:
+            return None
+        least = HEADER.itemsize + pairs * SLOT.itemsize
+        if len(data) >= least and np.frombuffer(data, HEADER, count=1)[0].item() == (MAGIC, pairs):
+            slots = np.frombuffer(data, SLOT, count=pairs, offset=HEADER.itemsize)
+            if np.array_equal(slots["offset"], _offsets(slots)) and len(data) == least + slots["room"].sum():
+                return cls(data, slots)
+        path.unlink(missing_ok=True)
+        return None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all pairs are there."""
+        return bool(self._slots["check"].all())
+
+    def get(self, sample: int) -> Pair | None:
+        """A pair, mapped, if it is there."""
+        known = self._known.get(sample)
+        if known is None and self._slots["check"][sample]:
+            height, width = int(self._slots["height"][sample]), int(self._slots["width"][sample])
+            if 0 < PAIR_CHANNELS * height * width <= self._slots["room"][sample]:
+                bytes_, pair = self._view(sample, height, width)
+                if self._slots["check"][sample] == _checksum(bytes_):
+                    self._known[sample] = known = pair
+        return known
+
+    def put(self, sample: int, pair: Pair) -> None:
+        """Keep a pair; one that is larger than its slot is not kept."""
+        height, width, _ = pair.low.shape
+        if PAIR_CHANNELS * height * width > self._slots["room"][sample]:
+            return
+        bytes_, kept = self._view(sample, height, width)
+        kept.low[:], kept.clean[:] = pair
+        self._slots["height"][sample], self._slots["width"][sample] = height, width
+        self._slots["check"][sample] = _checksum(bytes_)
+        self._known[sample] = kept
+
+    def _view(self, sample: int, height: int, width: int) -> tuple[NDArray[np.uint8], Pair]:
+        size, offset = PAIR_CHANNELS * height * width, int(self._slots["offset"][sample])
+        bytes_ = np.frombuffer(self._data, np.uint8, count=size, offset=offset)
+        return bytes_, Pair(*bytes_.reshape(2, height, width, 3))
+
+
+def map_file(path: Path, size: int | None = None, *, writable: bool = False) -> mmap.mmap | None:
+    """The bytes of a file, mapped; ``None`` if it is not there, is empty, or has not the ``size`` asked for."""
+    try:
+        with path.open("r+b" if writable else "rb") as file:
+            found = os.fstat(file.fileno()).st_size
+            if found == 0 or size not in (None, found):
+                return None
+            return mmap.mmap(file.fileno(), found, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ)
+    except FileNotFoundError:
+        return None
+
+
+def _size_of(path: Path) -> int:
+    """Bytes of a file; 0 if it is not there."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _offsets(slots: np.ndarray) -> NDArray[np.int64]:
+    room: NDArray[np.int64] = slots["room"]
+    return HEADER.itemsize + len(slots) * SLOT.itemsize + np.cumsum(room) - room
+
+
+def _checksum(data: NDArray[np.uint8]) -> int:
+    return FILLED | zlib.crc32(data.data)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file, _flock(file.fileno()):
+        yield
+
+
+@contextmanager
+def _flock(file: int) -> Iterator[None]:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)  # a map of the file would hold the lock on
+
+
+def _is_at(file: int, path: Path) -> bool:
+    """Whether the open file is still the one at ``path``, which another process may have renamed."""
+    return path.exists() and os.path.samestat(os.fstat(file), path.stat())
+
+
+def _is_in_use(data_set: Path) -> bool:
+    with (data_set / IN_USE).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _last_used(data_set: Path) -> float:
+    with suppress(FileNotFoundError):
+        return (data_set / IN_USE).stat().st_mtime
+    return 0.0
+
+
+def _reserved(data_set: Path) -> int:
+    with suppress(OSError, ValueError):
+        return int((data_set / RESERVED).read_text())
+    return 0
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for entry in os.scandir(folder):
+        with suppress(FileNotFoundError):  # a file may be renamed or deleted meanwhile
+            total += entry.stat().st_size
+    return total

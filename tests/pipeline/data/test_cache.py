@@ -1,0 +1,222 @@
+"""The cache: shared, limited, never believed half-written, done without when the disk is full."""
+
+import fcntl
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from pipeline.data.cache import Cache, PixelFile
+from pipeline.data.manifest import ShardRecord
+from pipeline.data.pairs import Pair
+
+SIZE = 5000
+CONTENT = np.random.default_rng(0).bytes(SIZE)
+
+
+def record(content=CONTENT, pairs=2):
+    return ShardRecord("train-000000.tar", "train", pairs, len(content), hashlib.sha256(content).hexdigest(), 1000)
+
+
+def make_cache(folder, limit=10**6, name="set", shards=SIZE, pixels=10_000):
+    return Cache(folder, limit, name, shards, pixels)
+
+
+def fill(cache, wanted, content=CONTENT):
+    """Put a shard into the cache; whether there was room."""
+    with cache.new_shard(wanted) as space:
+        if space is not None:
+            space[:] = content
+    return space is not None
+
+
+def pair(value, height=4, width=6):
+    return Pair(*(np.full((height, width, 3), value + side, dtype=np.uint8) for side in range(2)))
+
+
+def same(one, other):
+    return one is not None and all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_shard_is_there_once_it_is_whole(tmp_path):
+    cache = make_cache(tmp_path)
+    assert cache.shard(record()) is None
+    assert fill(cache, record())
+    assert cache.shard(record())[:] == CONTENT
+    assert make_cache(tmp_path).shard(record())[:] == CONTENT
+
+
+def test_a_fetch_that_fails_leaves_nothing_and_is_not_taken_for_a_full_disk(tmp_path):
+    cache = make_cache(tmp_path)
+    with pytest.raises(ConnectionError, match="gone"), cache.new_shard(record()) as space:
+        space[:10] = CONTENT[:10]
+        raise ConnectionError("gone")
+    assert cache.shard(record()) is None
+    assert fill(cache, record())
+    assert cache.shard(record())[:] == CONTENT
+
+
+def test_decoded_pairs_come_back_also_in_another_process(tmp_path):
+    pixels = make_cache(tmp_path).new_pixels(record(), [24, 40])
+    pixels.put(1, pair(7, 5, 8))
+    again = make_cache(tmp_path).pixels(record())
+    assert again.get(0) is None and not again.complete
+    assert same(again.get(1), pair(7, 5, 8))
+    again.put(0, pair(9, 4, 6))
+    assert pixels.complete and same(pixels.get(0), pair(9, 4, 6))
+
+
+def test_a_pair_larger_than_its_slot_is_not_kept(tmp_path):
+    pixels = make_cache(tmp_path).new_pixels(record(), [24, 0])
+    pixels.put(0, pair(1, 5, 6))
+    pixels.put(1, pair(1, 4, 6))
+    assert pixels.get(0) is None and pixels.get(1) is None
+
+
+def test_changed_or_half_written_pixels_are_not_believed(tmp_path):
+    cache = make_cache(tmp_path)
+    pixels = cache.new_pixels(record(), [24, 24])
+    pixels.put(0, pair(1))
+    pixels.put(1, pair(3))
+    file = next(tmp_path.glob("set/*.pixels"))
+    with file.open("r+b") as handle:
+        handle.seek(-1, 2)
+        handle.write(b"\xff")  # in the second pair's clean image
+    again = make_cache(tmp_path).pixels(record())
+    assert same(again.get(0), pair(1)) and again.get(1) is None
+    again.put(1, pair(3))
+    assert same(make_cache(tmp_path).pixels(record()).get(1), pair(3))
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: b"\0" * len(data), lambda data: b""])
+def test_a_pixel_file_without_its_header_or_end_is_made_anew(tmp_path, damage):
+    make_cache(tmp_path).new_pixels(record(), [24, 24]).put(0, pair(1))
+    file = next(tmp_path.glob("set/*.pixels"))
+    file.write_bytes(damage(file.read_bytes()))
+    cache = make_cache(tmp_path)
+    assert cache.pixels(record()) is None
+    pixels = cache.new_pixels(record(), [24, 24])
+    assert pixels.get(0) is None
+    pixels.put(0, pair(1))
+    assert same(pixels.get(0), pair(1))
+
+
+def test_decoded_images_are_kept_where_all_fit_and_shards_otherwise(tmp_path):
+    assert make_cache(tmp_path / "a", limit=SIZE + 10_000).keeps_pixels
+    cache = make_cache(tmp_path / "b", limit=SIZE + 9_999)
+    assert not cache.keeps_pixels and fill(cache, record())
+    assert "decoded images do not fit" in str(cache)
+    assert make_cache(tmp_path / "c", limit=10_000, shards=0).keeps_pixels
+    nothing = make_cache(tmp_path / "d", limit=9_999, shards=0)
+    assert not nothing.keeps_pixels and "no room for this data set" in str(nothing)
+
+
+def test_the_limit_holds_when_shards_do_not_all_fit(tmp_path):
+    cache = make_cache(tmp_path, limit=12_500, shards=10 * SIZE, pixels=10**6)
+    contents = [np.random.default_rng(number).bytes(SIZE) for number in range(10)]
+    kept = [fill(cache, record(content), content) for content in contents]
+    assert kept == [True, True] + 8 * [False]
+    assert sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()) <= 12_500
+    assert cache.shard(record(contents[0]))[:] == contents[0]
+
+
+def test_data_sets_that_nobody_reads_make_room_the_oldest_first(tmp_path):
+    for number, name in enumerate(("old", "new")):
+        cache = make_cache(tmp_path, name=name)
+        fill(cache, record())
+        del cache
+        os.utime(tmp_path / name / "in-use", (number, number))
+    make_cache(tmp_path, limit=3 * SIZE + 100, name="next", shards=SIZE, pixels=SIZE)
+    assert not (tmp_path / "old").exists() and (tmp_path / "new").exists()
+
+
+def test_a_data_set_in_use_keeps_its_room(tmp_path):
+    reader = make_cache(tmp_path, name="in use", limit=20_000)
+    assert reader.keeps_pixels
+    other = make_cache(tmp_path, name="next", limit=20_000)
+    assert not other.keeps_pixels and not fill(make_cache(tmp_path, name="third", limit=16_000), record())
+    assert (tmp_path / "in use").exists()
+    assert fill(reader, record())
+
+
+def test_a_full_disk_is_said_once_and_done_without(tmp_path, monkeypatch, caplog):
+    cache = make_cache(tmp_path)
+    assert fill(cache, record())
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    other = np.random.default_rng(1).bytes(SIZE)
+    assert not fill(cache, record(other), other)
+    assert not fill(cache, record(other), other)
+    assert cache.new_pixels(record(), [24, 24]) is None
+    assert [entry.message for entry in caplog.records].count(
+        f"cache {tmp_path}: [Errno 28] No space left on device; going on without it"
+    ) == 1
+    assert cache.shard(record())[:] == CONTENT, "what is there is still read"
+
+
+def test_a_folder_that_cannot_be_made_is_done_without(tmp_path, caplog):
+    (tmp_path / "file").write_text("in the way")
+    cache = make_cache(tmp_path / "file/cache")
+    assert "going on without it" in caplog.text
+    assert not cache.keeps_pixels and not fill(cache, record()) and cache.shard(record()) is None
+
+
+def test_workers_wait_for_the_one_that_fetches(tmp_path):
+    fetched = []
+
+    def work():
+        cache = make_cache(tmp_path)
+        with cache.new_shard(record()) as space:
+            if space is not None:
+                fetched.append(1)
+                time.sleep(0.2)
+                space[:] = CONTENT
+        assert cache.shard(record())[:] == CONTENT
+
+    threads = [threading.Thread(target=work) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(fetched) == 1
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from pipeline.data.cache import Cache
+from pipeline.data.manifest import ShardRecord
+cache = Cache(Path(sys.argv[1]), 10**6, "set", 5000, 10_000)
+with cache.new_shard(ShardRecord("train-000000.tar", "train", 2, 5000, sys.argv[2], 1000)) as space:
+    space[:4000] = bytes(4000)
+    print("half", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_writer_killed_half_way_leaves_nothing_that_is_believed_and_nobody_waiting(tmp_path):
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, tmp_path, record().sha256], stdout=subprocess.PIPE)
+    assert writer.stdout.readline() == b"half\n"
+    cache = make_cache(tmp_path)
+    partial = next(tmp_path.glob("set/*.partial"))
+    with partial.open("a") as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    assert cache.shard(record()) is None
+    assert fill(cache, record())
+    assert cache.shard(record())[:] == CONTENT
+    assert not list(tmp_path.glob("set/*.partial"))
+
+
+def test_size_counts_header_slots_and_both_images():
+    assert PixelFile.size([24, 40]) == 16 + 2 * 32 + 6 * 64
