@@ -18,15 +18,19 @@ import mmap
 import os
 import shutil
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.manifest import ShardRecord
 from pipeline.data.pairs import Pair
+
+Buffer = bytes | mmap.mmap
+Write = Callable[[Buffer], None]
 
 logger = logging.getLogger(__name__)
 
@@ -83,13 +87,13 @@ class Cache:
         return None
 
     @contextmanager
-    def new_shard(self, record: ShardRecord) -> Iterator[memoryview | None]:
-        """Space for the bytes of a shard, which is there once the block has filled it and ended well.
+    def new_shard(self, record: ShardRecord) -> Iterator[Write | None]:
+        """A function that puts the bytes of a shard there, which other processes wait for while the block lasts.
 
         ``None`` if there is no room or another process, for which this one waited, has put the shard there.
         """
-        with self._new_file(self._folder / f"{record.sha256}.tar", record.size) as space:
-            yield space
+        with self._new_file(self._folder / f"{record.sha256}.tar", record.size) as write:
+            yield write
 
     def drop_shard(self, record: ShardRecord) -> None:
         """Forget a shard whose bytes are no longer those that were put there."""
@@ -104,11 +108,16 @@ class Cache:
 
     def new_pixels(self, record: ShardRecord, areas: Sequence[int]) -> "PixelFile | None":
         """Slots for the decoded images of a shard, of ``areas`` in pixels; ``None`` if there is no room."""
-        path = self._folder / f"{record.sha256}.pixels"
-        with self._new_file(path, PixelFile.size(areas)) as space:
-            if space is not None:
-                PixelFile.lay_out(space, areas)
+        with self._new_file(self._folder / f"{record.sha256}.pixels", PixelFile.size(areas)) as write:
+            if write:
+                write(PixelFile.header(areas))
         return self.pixels(record)
+
+    def keep(self, pixels: "PixelFile", sample: int, pair: Pair) -> None:
+        """Put a decoded pair into its slot."""
+        if not self._broken:
+            with self._or_without():
+                pixels.put(sample, pair)
 
     def _reserve(self, limit: int, shards: int, pixels: int) -> None:
         """Share out the space: all decoded images if they fit, otherwise as many of the shards as fit."""
@@ -133,28 +142,33 @@ class Cache:
         return sum(taken.values())
 
     @contextmanager
-    def _new_file(self, path: Path, size: int) -> Iterator[memoryview | None]:
-        """Space for a file, which appears at ``path`` when the block ends well; ``None`` if the file can't be new."""
+    def _new_file(self, path: Path, size: int) -> Iterator[Write | None]:
+        """A function that makes a file of ``size`` bytes of its first ones; ``None`` if the file can't be new."""
         partial = path.with_name(f"{path.name}.partial")
-        with ExitStack() as stack:
-            space = None
-            with self._or_without():
-                file = stack.enter_context(partial.open("a+b"))
-                stack.enter_context(_flock(file.fileno()))  # waits for another writer; a killed one has let go
-                if _size_of(path) != size and _is_at(file.fileno(), partial) and self._allocate(file.fileno(), size):
-                    space = memoryview(mmap.mmap(file.fileno(), size))
-            yield space
-            if space is not None:
-                with self._or_without():
-                    partial.rename(path)
 
-    def _allocate(self, file: int, size: int) -> bool:
-        """Give the file its space, so that a full disk is noticed now and not by a fault in mapped memory."""
+        def write(data: Buffer) -> None:
+            with self._or_without():
+                file.write(data)
+                file.flush()
+                partial.rename(path)
+
+        with ExitStack() as stack:
+            is_new = False
+            with self._or_without():
+                file = stack.enter_context(os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b"))
+                stack.enter_context(_flock(file.fileno()))  # waits for another writer; a killed one has let go
+                is_new = _size_of(path) != size and _is_at(file.fileno(), partial) and self._take_room(file, size)
+            if not is_new:
+                stack.close()
+            yield write if is_new else None
+
+    def _take_room(self, file: BinaryIO, size: int) -> bool:
+        """Give the file its size, by which others see its room taken, if there is so much."""
         with _locked(self._root / LOCK):
-            os.ftruncate(file, 0)
+            file.truncate(0)
             if self._broken or not self._room or (not self._all_fits and _size(self._folder) + size > self._room):
                 return False
-            os.posix_fallocate(file, 0, size)
+            file.truncate(size)
         return True
 
     @contextmanager
@@ -172,13 +186,14 @@ class PixelFile:
     """The decoded pairs of one shard: RGB, uint8, (H, W, 3), in slots of a file that all processes map.
 
     A slot holds the low-light image, then the clean one. Its checksum is written last; a slot whose checksum is not
-    that of its bytes is empty.
+    that of its bytes is empty. Files are written by calls and read by maps: writing to a map costs far more.
     """
 
-    def __init__(self, data: mmap.mmap, slots: np.ndarray) -> None:
+    def __init__(self, file: BinaryIO, data: mmap.mmap, slots: np.ndarray) -> None:
+        self._file = file
         self._data = data
         self._slots = slots
-        self._known: dict[int, Pair] = {}  # compared with their checksums by this process
+        self._known: dict[int, Pair] = {}  # compared with their checksums by this process, or written by it
 
     @staticmethod
     def size(areas: Sequence[int]) -> int:
@@ -186,24 +201,24 @@ class PixelFile:
         return HEADER.itemsize + len(areas) * SLOT.itemsize + PAIR_CHANNELS * sum(areas)
 
     @staticmethod
-    def lay_out(space: memoryview, areas: Sequence[int]) -> None:
-        """Write the header of an empty file."""
-        np.frombuffer(space, HEADER, count=1)[0] = (MAGIC, len(areas))
-        slots = np.frombuffer(space, SLOT, count=len(areas), offset=HEADER.itemsize)
+    def header(areas: Sequence[int]) -> bytes:
+        """What an empty file begins with; the rest of it is zeros."""
+        slots = np.zeros(len(areas), SLOT)
         slots["room"] = PAIR_CHANNELS * np.asarray(areas)
         slots["offset"] = _offsets(slots)
+        return np.array((MAGIC, len(areas)), HEADER).tobytes() + slots.tobytes()
 
     @classmethod
     def open(cls, path: Path, pairs: int) -> "PixelFile | None":
         """The file at ``path``, if it is there; one that is not whole is deleted."""
-        data = map_file(path, writable=True)
+        data = map_file(path)
         if data is None:
             return None
         least = HEADER.itemsize + pairs * SLOT.itemsize
         if len(data) >= least and np.frombuffer(data, HEADER, count=1)[0].item() == (MAGIC, pairs):
             slots = np.frombuffer(data, SLOT, count=pairs, offset=HEADER.itemsize)
             if np.array_equal(slots["offset"], _offsets(slots)) and len(data) == least + slots["room"].sum():
-                return cls(data, slots)
+                return cls(path.open("r+b", buffering=0), data, slots)
         path.unlink(missing_ok=True)
         return None
 
@@ -215,39 +230,37 @@ class PixelFile:
     def get(self, sample: int) -> Pair | None:
         """A pair, mapped, if it is there."""
         known = self._known.get(sample)
-        if known is None and self._slots["check"][sample]:
-            height, width = int(self._slots["height"][sample]), int(self._slots["width"][sample])
-            if 0 < PAIR_CHANNELS * height * width <= self._slots["room"][sample]:
-                bytes_, pair = self._view(sample, height, width)
-                if self._slots["check"][sample] == _checksum(bytes_):
-                    self._known[sample] = known = pair
+        if known is None and (slot := self._slots[sample])["check"]:
+            pair = self._view(slot)
+            if pair and slot["check"] == _checksum(pair):
+                self._known[sample] = known = pair
         return known
 
     def put(self, sample: int, pair: Pair) -> None:
         """Keep a pair; one that is larger than its slot is not kept."""
-        height, width, _ = pair.low.shape
-        if PAIR_CHANNELS * height * width > self._slots["room"][sample]:
-            return
-        bytes_, kept = self._view(sample, height, width)
-        kept.low[:], kept.clean[:] = pair
-        self._slots["height"][sample], self._slots["width"][sample] = height, width
-        self._slots["check"][sample] = _checksum(bytes_)
-        self._known[sample] = kept
+        slot = self._slots[sample].copy()
+        slot["height"], slot["width"], _ = pair.low.shape
+        slot["check"] = _checksum(pair)
+        if view := self._view(slot):
+            os.pwritev(self._file.fileno(), [pair.low.data, pair.clean.data], int(slot["offset"]))
+            os.pwrite(self._file.fileno(), slot.tobytes(), HEADER.itemsize + sample * SLOT.itemsize)
+            self._known[sample] = view
 
-    def _view(self, sample: int, height: int, width: int) -> tuple[NDArray[np.uint8], Pair]:
-        size, offset = PAIR_CHANNELS * height * width, int(self._slots["offset"][sample])
-        bytes_ = np.frombuffer(self._data, np.uint8, count=size, offset=offset)
-        return bytes_, Pair(*bytes_.reshape(2, height, width, 3))
+    def _view(self, slot: np.void) -> Pair | None:
+        height, width = int(slot["height"]), int(slot["width"])
+        size = PAIR_CHANNELS * height * width
+        if not 0 < size <= slot["room"]:
+            return None
+        images = np.frombuffer(self._data, np.uint8, count=size, offset=int(slot["offset"]))
+        return Pair(*images.reshape(2, height, width, 3))
 
 
-def map_file(path: Path, size: int | None = None, *, writable: bool = False) -> mmap.mmap | None:
+def map_file(path: Path, size: int | None = None) -> mmap.mmap | None:
     """The bytes of a file, mapped; ``None`` if it is not there, is empty, or has not the ``size`` asked for."""
     try:
-        with path.open("r+b" if writable else "rb") as file:
+        with path.open("rb") as file:
             found = os.fstat(file.fileno()).st_size
-            if found == 0 or size not in (None, found):
-                return None
-            return mmap.mmap(file.fileno(), found, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ)
+            return mmap.mmap(file.fileno(), found, access=mmap.ACCESS_READ) if found and size in (None, found) else None
     except FileNotFoundError:
         return None
 
@@ -265,8 +278,8 @@ def _offsets(slots: np.ndarray) -> NDArray[np.int64]:
     return HEADER.itemsize + len(slots) * SLOT.itemsize + np.cumsum(room) - room
 
 
-def _checksum(data: NDArray[np.uint8]) -> int:
-    return FILLED | zlib.crc32(data.data)
+def _checksum(pair: Pair) -> int:
+    return FILLED | zlib.crc32(pair.clean.data, zlib.crc32(pair.low.data))
 
 
 @contextmanager

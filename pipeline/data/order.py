@@ -75,19 +75,18 @@ class SampleOrder:
         self._window = window
         self._dataset = dataset
         self._epoch_of = lru_cache(maxsize=2)(self._lay_out_epoch)
-        self._window_of = lru_cache(maxsize=2)(self._lay_out_window)
+        self._latest = self._lay_out_window_at(0)
 
     def visits(self, start: int, stop: int) -> Visits:
         """The visits at positions ``start`` to ``stop`` (excluded) of the stream."""
         parts = []
         while start < stop:
-            epoch, within = divmod(start, self._epoch_size)
-            _, edges = self._epoch_of(epoch)
-            window = int(edges.searchsorted(within, side="right")) - 1
-            first = int(edges[window])
-            count = min(stop - start, min(int(edges[window + 1]), self._epoch_size) - within)
-            parts.append(Visits(*self._window_of(epoch, window)[:, within - first : within - first + count]))
-            start += count
+            if not self._latest.start <= start < self._latest.stop:
+                self._latest = self._lay_out_window_at(start)
+            first, last, columns = self._latest
+            end = min(stop, last)
+            parts.append(Visits(*columns[:, start - first : end - first]))
+            start = end
         return _joined(parts)
 
     def _lay_out_epoch(self, epoch: int) -> tuple[Integers, Integers]:
@@ -97,15 +96,27 @@ class SampleOrder:
         last_of_window = np.append(np.arange(self._window - 1, len(shards) - 1, self._window), len(shards) - 1)
         return shards, np.concatenate([[0], ends[last_of_window]])
 
-    def _lay_out_window(self, epoch: int, window: int) -> Integers:
-        """The visits of a window, one column of the array each."""
-        shards = self._epoch_of(epoch)[0][window * self._window : (window + 1) * self._window]
+    def _lay_out_window_at(self, position: int) -> "_Window":
+        epoch, within = divmod(position, self._epoch_size)
+        order, edges = self._epoch_of(epoch)
+        window = int(edges.searchsorted(within, side="right")) - 1
+        shards = order[window * self._window : (window + 1) * self._window]
         counts = self._pairs[shards]
         shard = np.repeat(shards, counts)
         sample = np.arange(len(shard)) - np.repeat(np.cumsum(counts) - counts, counts)
         shuffled = _permutation(len(shard), self._seed, epoch, window)
         same = np.ones_like(shard)
-        return np.stack([self._dataset * same, epoch * same, shard[shuffled], sample[shuffled]])
+        columns = np.stack([self._dataset * same, epoch * same, shard[shuffled], sample[shuffled]])
+        first, last = int(edges[window]), min(int(edges[window + 1]), self._epoch_size)
+        return _Window(position - within + first, position - within + last, columns)
+
+
+class _Window(NamedTuple):
+    """The visits at positions ``start`` to ``stop`` (excluded), one in each column."""
+
+    start: int
+    stop: int
+    columns: Integers
 
 
 class MixedOrder:

@@ -51,7 +51,7 @@ class PairStream:
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._bad: set[tuple[int, int]] = set()
         self._lock = Lock()
-        self.verified: set[int] = set()
+        self._verified: set[int] = set()
         if settings.cache_gib:
             sizes = 0 if self._is_local else int(self.shards.sizes.sum())
             name = f"{manifest.checksum[:16]}-{split}"
@@ -120,48 +120,52 @@ class PairStream:
             if data is None:
                 fault = f"has not the {record.size} bytes that were packed" if path.exists() else "is missing"
                 raise BadDataError(f"{record.name}: {fault}")
-            if not self._is_verified(index, record, data):
+            if not self._is_sound(index, record, data):
                 raise BadDataError(f"{record.name}: differs from the shard that was packed (SHA-256)")
             return data
-        if self.cache:
-            if data := self._cached(index, record):
-                return data
-            with self.cache.new_shard(record) as space:
-                if space is not None:
-                    self._download(index, record, space)
-            if data := self._cached(index, record):
-                return data
-        data = mmap.mmap(-1, record.size)
-        self._download(index, record, memoryview(data))
+        if self.cache is None:
+            return self._download(index, record)
+        data = self._cached(index, record)
+        if data is None:
+            with self.cache.new_shard(record) as write:
+                if write:
+                    data = self._download(index, record)
+                    write(data)
+            data = self._cached(index, record) or data or self._download(index, record)
         return data
 
     def _cached(self, index: int, record: ShardRecord) -> mmap.mmap | None:
         assert self.cache is not None
         data = self.cache.shard(record)
-        if data is not None and not self._is_verified(index, record, data):
+        if data is not None and not self._is_sound(index, record, data):
             self.cache.drop_shard(record)
             return None
         return data
 
-    def _download(self, index: int, record: ShardRecord, space: memoryview) -> None:
+    def _download(self, index: int, record: ShardRecord) -> mmap.mmap:
         url = storage.join(self._manifest.url, record.name)
+        data = mmap.mmap(-1, record.size)
         for attempt in range(1, TRIES + 1):
             try:
-                storage.read_into(url, space)
+                storage.read_into(url, memoryview(data))
             except FileNotFoundError as error:
                 raise BadDataError(f"{record.name}: is missing") from error
             except ValueError as error:
                 raise BadDataError(f"{record.name}: has not the {record.size} bytes that were packed") from error
-            if self._is_verified(index, record, space):
-                return
+            if hashlib.sha256(data).hexdigest() == record.sha256:
+                self._verified.add(index)
+                return data
             logger.warning("%s arrived changed (SHA-256), attempt %d of %d", url, attempt, TRIES)
         raise BadDataError(f"{record.name}: differs from the shard that was packed (SHA-256)")
 
-    def _is_verified(self, index: int, record: ShardRecord, data: mmap.mmap | memoryview) -> bool:
-        """Whether the bytes are those that were packed; compared once by each process."""
-        if index not in self.verified and hashlib.sha256(data).hexdigest() == record.sha256:
-            self.verified.add(index)
-        return index in self.verified
+    def _is_sound(self, index: int, record: ShardRecord, data: mmap.mmap) -> bool:
+        """Whether the bytes of a file are those that were packed; each process compares them once."""
+        if index not in self._verified:
+            if hashlib.sha256(data).hexdigest() != record.sha256:
+                return False
+            data.madvise(mmap.MADV_DONTNEED)  # so that a shard does not count as the worker's memory
+            self._verified.add(index)
+        return True
 
     def _salvage(self, record: ShardRecord) -> Shard:
         """What there is of a damaged shard, each pair checked by itself."""
@@ -220,8 +224,8 @@ class _OpenShard:
         if self._pixels and (known := self._pixels.get(sample)):
             return known
         pair = self._bytes().decode(sample)
-        if self._pixels:
-            self._pixels.put(sample, pair)
+        if self._cache and self._pixels:
+            self._cache.keep(self._pixels, sample, pair)
         return pair
 
     def _bytes(self) -> Shard:

@@ -21,7 +21,7 @@ from pipeline.data.order import SampleOrder, Share
 
 MANY_SHARDS, SHARD_PAIRS = 100_000, 32
 ORDER_PAIRS = 1000  # in each of as many shards: 100 million samples
-ORDER_SAMPLES = 2_000_000  # asked for when the order is timed
+ORDER_SAMPLES = 1_000_000  # asked for when the order is timed
 SHARE = Share(0, 1, BATCH, 1)
 
 

@@ -26,7 +26,7 @@ from workspace import Workspace, make_workspace
 from pipeline import storage
 from pipeline.command_line import user_errors
 
-ROUNDS, TURN_S = 5, 2.0
+ROUNDS, TURN_S = 5, 1.5
 COLD_ROUNDS, STARTS, EPOCHS = 3, 3, 20
 LEAST_RATIO = {"bare": 0.5, "torch": 20, "mosaic": 20, "webdataset": 20}
 CORES = sorted(os.sched_getaffinity(0))[-2:]

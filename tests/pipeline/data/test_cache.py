@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from pipeline.data.cache import Cache, PixelFile
+from pipeline.data.cache import LOCK, Cache, PixelFile
 from pipeline.data.manifest import ShardRecord
 from pipeline.data.pairs import Pair
 
@@ -30,10 +31,10 @@ def make_cache(folder, limit=10**6, name="set", shards=SIZE, pixels=10_000):
 
 def fill(cache, wanted, content=CONTENT):
     """Put a shard into the cache; whether there was room."""
-    with cache.new_shard(wanted) as space:
-        if space is not None:
-            space[:] = content
-    return space is not None
+    with cache.new_shard(wanted) as write:
+        if write:
+            write(content)
+    return write is not None
 
 
 def pair(value, height=4, width=6):
@@ -54,8 +55,7 @@ def test_a_shard_is_there_once_it_is_whole(tmp_path):
 
 def test_a_fetch_that_fails_leaves_nothing_and_is_not_taken_for_a_full_disk(tmp_path):
     cache = make_cache(tmp_path)
-    with pytest.raises(ConnectionError, match="gone"), cache.new_shard(record()) as space:
-        space[:10] = CONTENT[:10]
+    with pytest.raises(ConnectionError, match="gone"), cache.new_shard(record()):
         raise ConnectionError("gone")
     assert cache.shard(record()) is None
     assert fill(cache, record())
@@ -145,22 +145,36 @@ def test_a_data_set_in_use_keeps_its_room(tmp_path):
     assert fill(reader, record())
 
 
-def test_a_full_disk_is_said_once_and_done_without(tmp_path, monkeypatch, caplog):
+@pytest.fixture
+def full_disk():
+    """No file may grow beyond 3,000 bytes, as on a disk that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_is_said_once_and_done_without(tmp_path, full_disk, caplog):
+    content = CONTENT[:2000]
     cache = make_cache(tmp_path)
-    assert fill(cache, record())
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.posix_fallocate", full)
-    other = np.random.default_rng(1).bytes(SIZE)
-    assert not fill(cache, record(other), other)
-    assert not fill(cache, record(other), other)
+    assert fill(cache, record(content), content)
+    assert not fill(cache, record())
+    assert not fill(cache, record())
     assert cache.new_pixels(record(), [24, 24]) is None
     assert [entry.message for entry in caplog.records].count(
-        f"cache {tmp_path}: [Errno 28] No space left on device; going on without it"
+        f"cache {tmp_path}: [Errno 27] File too large; going on without it"
     ) == 1
-    assert cache.shard(record())[:] == CONTENT, "what is there is still read"
+    assert cache.shard(record(content))[:] == content, "what is there is still read"
+
+
+def test_a_disk_that_fills_up_while_images_are_kept_is_done_without(tmp_path, caplog):
+    cache = make_cache(tmp_path)
+    pixels = cache.new_pixels(record(), [24, 24])
+    pixels._file.close()  # the kernel refuses to write, whatever the reason
+    pixels._file = (tmp_path / LOCK).open("rb")
+    cache.keep(pixels, 0, pair(1))
+    assert "going on without it" in caplog.text
+    assert pixels.get(0) is None
 
 
 def test_a_folder_that_cannot_be_made_is_done_without(tmp_path, caplog):
@@ -175,11 +189,11 @@ def test_workers_wait_for_the_one_that_fetches(tmp_path):
 
     def work():
         cache = make_cache(tmp_path)
-        with cache.new_shard(record()) as space:
-            if space is not None:
+        with cache.new_shard(record()) as write:
+            if write:
                 fetched.append(1)
                 time.sleep(0.2)
-                space[:] = CONTENT
+                write(CONTENT)
         assert cache.shard(record())[:] == CONTENT
 
     threads = [threading.Thread(target=work) for _ in range(5)]
@@ -196,8 +210,8 @@ from pathlib import Path
 from pipeline.data.cache import Cache
 from pipeline.data.manifest import ShardRecord
 cache = Cache(Path(sys.argv[1]), 10**6, "set", 5000, 10_000)
-with cache.new_shard(ShardRecord("train-000000.tar", "train", 2, 5000, sys.argv[2], 1000)) as space:
-    space[:4000] = bytes(4000)
+with cache.new_shard(ShardRecord("train-000000.tar", "train", 2, 5000, sys.argv[2], 1000)):
+    next(Path(sys.argv[1]).glob("set/*.partial")).write_bytes(bytes(4000))
     print("half", flush=True)
     time.sleep(60)
 """

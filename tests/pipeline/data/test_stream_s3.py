@@ -110,6 +110,22 @@ def test_a_shard_that_arrives_changed_each_time_is_named(url, faults, tmp_path, 
     assert not list(tmp_path.rglob("*.tar"))
 
 
+def test_every_transfer_is_verified_and_not_the_first_alone(local, url, faults, tmp_path):
+    def first_pairs(stream):
+        return [stream.pair(shard, 0).low.copy() for shard in [*range(len(stream.shards)), 0]]
+
+    def open_stream(url):
+        settings = DataSettings(url=url, cache=tmp_path, cache_gib=0, shuffle_shards=1, fetches=1)
+        return PairStream(load_manifest(url), "train", settings)
+
+    stream = open_stream(url)
+    assert len(stream.shards) > 3, "so that the first one is closed before it is read again"
+    stream.pair(0, 0)
+    faults.add(Fault("flip", stream.shards[0].name, at=20_000, times=1))
+    assert same(first_pairs(stream)[1:], first_pairs(open_stream(local))[1:])
+    assert faults.faults[0].hits == 1
+
+
 def test_a_missing_shard_is_named_at_once(url, tmp_path):
     name = load_manifest(url).split("train")[1].name
     storage.delete(f"{url}/{name}")
