@@ -21,6 +21,7 @@ SMALL = {
     "--data.crop": "32",
     "--data.cache": CACHE.name,
     "--network.width": "0.0625",
+    "--run.workers": "1",
     "--train.steps": "4",
     "--train.log-every": "1",
     "--checkpoint.every": "2",
@@ -44,6 +45,7 @@ def trained(command, shards, tmp_path_factory):
     """A finished run: its folder, its options and what the command printed."""
     storage = tmp_path_factory.mktemp("runs")
     changes = {"--data.url": shards, "--run.storage": str(storage), "--run.name": "small", "--evaluation.lpips": "alex"}
+    changes["--run.workers"] = "2"
     arguments = options(**changes)
     return storage / "small", arguments, command("pipeline/train.py", *arguments)
 
@@ -157,6 +159,7 @@ def test_a_damaged_shard_stops_the_run_with_its_name_and_reason(command, shards,
     with (damaged / "train-000001.tar").open("r+b") as file:
         file.truncate(5000)
     changes = {"--data.url": str(damaged), "--run.storage": str(tmp_path), "--run.name": "bad", "--data.cache-gib": "0"}
+    changes["--run.max-failures"] = "1"
     output = command("pipeline/train.py", *options(**changes), status=1)
     assert re.search(rf"^training stopped: {damaged}: train-000001.tar: has not the \d+ bytes", output, re.MULTILINE)
     assert "image is cut off (the shard ends after 5000 bytes)" in output

@@ -157,7 +157,10 @@ class Cache:
             with self._or_without():
                 file = stack.enter_context(os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b"))
                 stack.enter_context(_flock(file.fileno()))  # waits for another writer; a killed one has let go
-                is_new = _size_of(path) != size and _is_at(file.fileno(), partial) and self._take_room(file, size)
+                is_ours = _is_at(file.fileno(), partial)
+                is_new = is_ours and _size_of(path) != size and self._take_room(file, size)
+                if is_ours and not is_new:
+                    partial.unlink()
             if not is_new:
                 stack.close()
             yield write if is_new else None

@@ -49,6 +49,7 @@ class PairStream:
         self._is_local = storage.is_local(manifest.url)
         self._most_open = 2 * settings.shuffle_shards + settings.fetches  # a window, and the next one ahead of it
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._salvaged: dict[int, Shard] = {}
         self._bad: set[tuple[int, int]] = set()
         self._lock = Lock()
         self._verified: set[int] = set()
@@ -86,6 +87,8 @@ class PairStream:
         Raises:
             BadDataError: it is damaged.
         """
+        if index in self._salvaged:
+            return self._salvaged[index]
         record = self.shards[index]
         try:
             data = self._bytes(index, record)
@@ -96,6 +99,7 @@ class PairStream:
         except BadDataError as error:
             rest = self._salvage(record)
             if self._skips:
+                self._salvaged[index] = rest
                 return rest
             damage = [f"{rest.pairs[sample].key}: {reason}" for sample, reason in rest.damage.items()]
             raise BadDataError(

@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import multiprocessing
 import os
 import resource
 import signal
@@ -202,6 +203,7 @@ def test_workers_wait_for_the_one_that_fetches(tmp_path):
     for thread in threads:
         thread.join()
     assert len(fetched) == 1
+    assert not list(tmp_path.glob("set/*.partial"))
 
 
 WRITER = """
@@ -230,6 +232,42 @@ def test_a_writer_killed_half_way_leaves_nothing_that_is_believed_and_nobody_wai
     assert fill(cache, record())
     assert cache.shard(record())[:] == CONTENT
     assert not list(tmp_path.glob("set/*.partial"))
+
+
+def fill_for_ever(folder):
+    """What a worker does to its cache, over and over."""
+    cache = make_cache(folder, limit=10**9, shards=10**8, pixels=10**8)
+    for number in range(10**6):
+        content = np.random.default_rng(number).bytes(SIZE)
+        fill(cache, record(content), content)
+        pixels = cache.new_pixels(record(content), [24, 24])
+        for sample in range(2):
+            cache.keep(pixels, sample, pair(number % 200 + sample))
+
+
+def test_killed_at_any_point_it_holds_nothing_wrong(tmp_path):
+    delays = np.random.default_rng(0).uniform(0, 0.03, 20)
+    whole = torn = 0
+    for trial, delay in enumerate(delays):
+        folder = tmp_path / str(trial)
+        worker = multiprocessing.get_context("fork").Process(target=fill_for_ever, args=[folder])
+        worker.start()
+        while not list(folder.glob("set/*.tar")):
+            time.sleep(0.001)
+        time.sleep(delay)
+        worker.kill()
+        worker.join()
+        cache = make_cache(folder, limit=10**9, shards=10**8, pixels=10**8)
+        for number in range(len(list(folder.glob("set/*.tar"))) + 1):
+            content = np.random.default_rng(number).bytes(SIZE)
+            shard, pixels = cache.shard(record(content)), cache.pixels(record(content))
+            assert shard is None or shard[:] == content
+            found = [pixels.get(sample) if pixels else None for sample in range(2)]
+            assert all(one is None or same(one, pair(number % 200 + sample)) for sample, one in enumerate(found))
+            whole += shard is not None
+            torn += None in found
+        assert fill(cache, record(b"x" * SIZE), b"x" * SIZE), "no lock is left behind"
+    assert whole and torn
 
 
 def test_size_counts_header_slots_and_both_images():

@@ -84,7 +84,7 @@ def test_same_samples_on_every_layout(url, layout):
     assert batches(url) == batches(url, **layout)
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     before=st.sampled_from([1, 2, 4]), after=st.sampled_from([1, 2, 4]), at=st.integers(0, 8), window=st.integers(1, 4)
 )

@@ -11,7 +11,6 @@ from pipeline.data.order import MixedOrder, SampleOrder, Share
 
 SHARDS = st.lists(st.integers(1, 9), min_size=1, max_size=12)
 LAYOUTS = [(1, 1), (2, 1), (3, 1), (4, 1), (6, 1), (12, 1), (1, 2), (2, 2), (3, 2), (6, 2), (1, 12)]
-GLOBAL_BATCH = 12
 ORDER_OF_SEED_7 = [
     (0, 0, 2, 0),
     (0, 0, 1, 0),
@@ -53,42 +52,47 @@ def test_continues_anywhere_whatever_was_asked_before(pairs, window, start, leng
     assert rows(used.visits(start, start + length)) == whole[start:]
 
 
-@given(pairs=SHARDS, window=st.integers(1, 5), steps=st.integers(1, 4), accumulation=st.sampled_from([1, 2]))
-def test_global_batches_and_their_rounds_hold_the_same_samples_on_every_layout(pairs, window, steps, accumulation):
+def visited(order, layout, batch, start, stop):
+    """What all workers of a layout visit in the steps ``start`` to ``stop``, by step and round."""
+    workers, accumulation = layout
+    shares = [Share(rank, workers, batch // workers // accumulation, accumulation) for rank in range(workers)]
+    parts = [share.of(order, start, stop) for share in shares]
+    assert all(part.sample.shape == (stop - start, accumulation, shares[0].micro_batch) for part in parts)
+    return [
+        [Counter(row for part in parts for row in rows(part.take((step, round_)))) for round_ in range(accumulation)]
+        for step in range(stop - start)
+    ]
+
+
+@given(
+    pairs=SHARDS,
+    window=st.integers(1, 5),
+    batch=st.sampled_from([12, 24, 60]),
+    accumulation=st.sampled_from([1, 2]),
+    steps=st.integers(1, 4),
+)
+def test_global_batches_and_their_rounds_hold_the_same_samples_on_every_layout(
+    pairs, window, batch, accumulation, steps
+):
     order = SampleOrder(np.array(pairs), 0, window)
-    found = []
-    for workers in (1, 2, 3, 6):
-        shares = [
-            Share(rank, workers, GLOBAL_BATCH // workers // accumulation, accumulation) for rank in range(workers)
-        ]
-        parts = [share.of(order, 0, steps) for share in shares]
-        assert all(part.sample.shape == (steps, accumulation, shares[0].micro_batch) for part in parts)
-        found.append(
-            [
-                [
-                    Counter(row for part in parts for row in rows(part.take((step, round_))))
-                    for round_ in range(accumulation)
-                ]
-                for step in range(steps)
-            ]
-        )
+    found = [visited(order, (workers, accumulation), batch, 0, steps) for workers in (1, 2, 3, 6)]
     assert all(one == found[0] for one in found)
-    for step in range(steps):
-        positions = order.visits(step * GLOBAL_BATCH, (step + 1) * GLOBAL_BATCH)
-        assert sum(found[0][step], Counter()) == Counter(rows(positions))
+    for step, rounds in enumerate(found[0]):
+        assert sum(rounds, Counter()) == Counter(rows(order.visits(step * batch, (step + 1) * batch)))
 
 
-@given(pairs=SHARDS, before=st.sampled_from(LAYOUTS), after=st.sampled_from(LAYOUTS), at=st.integers(0, 4))
-def test_a_run_resumed_on_other_workers_visits_what_the_undisturbed_one_does(pairs, before, after, at):
+@given(
+    pairs=SHARDS,
+    batch=st.sampled_from([12, 24]),
+    before=st.sampled_from(LAYOUTS),
+    after=st.sampled_from(LAYOUTS),
+    at=st.integers(0, 4),
+)
+def test_a_run_resumed_on_other_workers_visits_what_the_undisturbed_one_does(pairs, batch, before, after, at):
     order = SampleOrder(np.array(pairs), 1, 2)
-
-    def visited(layout, start, stop):
-        workers, accumulation = layout
-        micro_batch = GLOBAL_BATCH // workers // accumulation
-        shares = [Share(rank, workers, micro_batch, accumulation) for rank in range(workers)]
-        return Counter(row for share in shares for row in rows(share.of(order, start, stop)))
-
-    assert visited(before, 0, at) + visited(after, at, 6) == visited((1, 1), 0, 6)
+    resumed = visited(order, before, batch, 0, at) + visited(order, after, batch, at, 6)
+    whole = visited(order, (1, 1), batch, 0, 6)
+    assert [sum(rounds, Counter()) for rounds in resumed] == [sum(rounds, Counter()) for rounds in whole]
 
 
 def test_a_window_ends_before_the_next_shards_are_needed():
