@@ -17,20 +17,17 @@ import logging
 import mmap
 import os
 import shutil
-import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from pipeline.data.manifest import ShardRecord
 from pipeline.data.pairs import Pair
-
-Buffer = bytes | mmap.mmap
-Write = Callable[[Buffer], None]
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +36,6 @@ DISK_SHARE = 0.9  # of the free space, so that a node's disk is never filled up 
 HEADER = np.dtype([("magic", "<i8"), ("pairs", "<i8")])
 SLOT = np.dtype([("offset", "<i8"), ("room", "<i8"), ("height", "<i4"), ("width", "<i4"), ("check", "<i8")])
 MAGIC = int.from_bytes(b"pixels\0\1", "little")  # with the layout's version
-FILLED = 1 << 32  # beside the 32 bits of the checksum, so that no filled slot looks empty
 PAIR_CHANNELS = 6  # bytes of a pixel of both images
 
 
@@ -87,13 +83,13 @@ class Cache:
         return None
 
     @contextmanager
-    def new_shard(self, record: ShardRecord) -> Iterator[Write | None]:
-        """A function that puts the bytes of a shard there, which other processes wait for while the block lasts.
+    def new_shard(self, record: ShardRecord) -> Iterator["NewFile | None"]:
+        """A file for the bytes of a shard, which other processes wait for while the block lasts.
 
         ``None`` if there is no room or another process, for which this one waited, has put the shard there.
         """
-        with self._new_file(self._folder / f"{record.sha256}.tar", record.size) as write:
-            yield write
+        with self._new_file(self._folder / f"{record.sha256}.tar", record.size) as file:
+            yield file
 
     def drop_shard(self, record: ShardRecord) -> None:
         """Forget a shard whose bytes are no longer those that were put there."""
@@ -108,9 +104,10 @@ class Cache:
 
     def new_pixels(self, record: ShardRecord, areas: Sequence[int]) -> "PixelFile | None":
         """Slots for the decoded images of a shard, of ``areas`` in pixels; ``None`` if there is no room."""
-        with self._new_file(self._folder / f"{record.sha256}.pixels", PixelFile.size(areas)) as write:
-            if write:
-                write(PixelFile.header(areas))
+        with self._new_file(self._folder / f"{record.sha256}.pixels", PixelFile.size(areas)) as file:
+            if file:
+                file.write(PixelFile.header(areas), 0)
+                file.finish()
         return self.pixels(record)
 
     def keep(self, pixels: "PixelFile", sample: int, pair: Pair) -> None:
@@ -142,16 +139,9 @@ class Cache:
         return sum(taken.values())
 
     @contextmanager
-    def _new_file(self, path: Path, size: int) -> Iterator[Write | None]:
-        """A function that makes a file of ``size`` bytes of its first ones; ``None`` if the file can't be new."""
+    def _new_file(self, path: Path, size: int) -> Iterator["NewFile | None"]:
+        """A file of ``size`` bytes that appears at ``path`` when it is finished; ``None`` if it can't be new."""
         partial = path.with_name(f"{path.name}.partial")
-
-        def write(data: Buffer) -> None:
-            with self._or_without():
-                file.write(data)
-                file.flush()
-                partial.rename(path)
-
         with ExitStack() as stack:
             is_new = False
             with self._or_without():
@@ -163,7 +153,7 @@ class Cache:
                     partial.unlink()
             if not is_new:
                 stack.close()
-            yield write if is_new else None
+            yield NewFile(file, partial, path, self._or_without) if is_new else None
 
     def _take_room(self, file: BinaryIO, size: int) -> bool:
         """Give the file its size, by which others see its room taken, if there is so much."""
@@ -183,6 +173,34 @@ class Cache:
             if not self._broken:
                 logger.warning("cache %s: %s; going on without it", self._root, error)
             self._broken, self.keeps_pixels = True, False
+
+
+class NewFile:
+    """A file in the making. Where its disk fails, it is never finished."""
+
+    def __init__(
+        self, file: BinaryIO, partial: Path, path: Path, or_without: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self._file = file
+        self._partial = partial
+        self._path = path
+        self._or_without = or_without
+        self._is_whole = True
+
+    def write(self, data: bytes | memoryview, offset: int) -> None:
+        """Put bytes at their place."""
+        written = 0
+        with self._or_without():
+            self._file.seek(offset)
+            written = self._file.write(data)
+            self._file.flush()
+        self._is_whole &= written == len(data)
+
+    def finish(self) -> None:
+        """Let the file appear."""
+        if self._is_whole:
+            with self._or_without():
+                self._partial.rename(self._path)
 
 
 class PixelFile:
@@ -282,7 +300,9 @@ def _offsets(slots: np.ndarray) -> NDArray[np.int64]:
 
 
 def _checksum(pair: Pair) -> int:
-    return FILLED | zlib.crc32(pair.clean.data, zlib.crc32(pair.low.data))
+    digest = xxhash.xxh3_64(pair.low.data)
+    digest.update(pair.clean.data)
+    return digest.intdigest() >> 1 | 1  # 63 bits for an int64, and never 0, which means an empty slot
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import mmap
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
@@ -21,6 +21,7 @@ from pipeline.data.shard import BadDataError, Member, PairMembers, Shard, find_p
 
 logger = logging.getLogger(__name__)
 
+PART = 8 << 20  # bytes of a shard asked for at a time, so that large shards need no large memory
 TRIES = 3  # to fetch a shard whose bytes arrive changed
 NAMED = 5  # damaged pairs of a shard that a message names
 
@@ -127,38 +128,53 @@ class PairStream:
             if not self._is_sound(index, record, data):
                 raise BadDataError(f"{record.name}: differs from the shard that was packed (SHA-256)")
             return data
-        if self.cache is None:
-            return self._download(index, record)
-        data = self._cached(index, record)
-        if data is None:
-            with self.cache.new_shard(record) as write:
-                if write:
-                    data = self._download(index, record)
-                    write(data)
-            data = self._cached(index, record) or data or self._download(index, record)
-        return data
+        return (self.cache and self._cached(index, record)) or self._in_memory(index, record)
 
     def _cached(self, index: int, record: ShardRecord) -> mmap.mmap | None:
+        """The bytes of a shard in the cache, fetched if there is room; ``None`` if there is none."""
         assert self.cache is not None
         data = self.cache.shard(record)
         if data is not None and not self._is_sound(index, record, data):
             self.cache.drop_shard(record)
-            return None
+            data = None
+        if data is None:
+            with self.cache.new_shard(record) as file:
+                if file:
+                    space = memoryview(bytearray(min(PART, record.size)))
+                    self._download(index, record, lambda start, stop: space[: stop - start], file.write)
+                    file.finish()
+            data = self.cache.shard(record)
         return data
 
-    def _download(self, index: int, record: ShardRecord) -> mmap.mmap:
-        url = storage.join(self._manifest.url, record.name)
+    def _in_memory(self, index: int, record: ShardRecord) -> mmap.mmap:
         data = mmap.mmap(-1, record.size)
+        self._download(index, record, lambda start, stop: memoryview(data)[start:stop], lambda part, offset: None)
+        return data
+
+    def _download(
+        self,
+        index: int,
+        record: ShardRecord,
+        space: Callable[[int, int], memoryview],
+        use: Callable[[memoryview, int], None],
+    ) -> None:
+        """Fetch a shard part by part, each into the ``space`` for its bytes, until its checksum is right."""
+        url = storage.join(self._manifest.url, record.name)
         for attempt in range(1, TRIES + 1):
-            try:
-                storage.read_into(url, memoryview(data))
-            except FileNotFoundError as error:
-                raise BadDataError(f"{record.name}: is missing") from error
-            except ValueError as error:
-                raise BadDataError(f"{record.name}: has not the {record.size} bytes that were packed") from error
-            if hashlib.sha256(data).hexdigest() == record.sha256:
+            digest = hashlib.sha256()
+            for start in range(0, record.size, PART):
+                part = space(start, min(start + PART, record.size))
+                try:
+                    storage.read_into(url, part, start)
+                except FileNotFoundError as error:
+                    raise BadDataError(f"{record.name}: is missing") from error
+                except ValueError as error:
+                    raise BadDataError(f"{record.name}: has not the {record.size} bytes that were packed") from error
+                digest.update(part)
+                use(part, start)
+            if digest.hexdigest() == record.sha256:
                 self._verified.add(index)
-                return data
+                return
             logger.warning("%s arrived changed (SHA-256), attempt %d of %d", url, attempt, TRIES)
         raise BadDataError(f"{record.name}: differs from the shard that was packed (SHA-256)")
 

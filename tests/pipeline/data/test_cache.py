@@ -32,10 +32,12 @@ def make_cache(folder, limit=10**6, name="set", shards=SIZE, pixels=10_000):
 
 def fill(cache, wanted, content=CONTENT):
     """Put a shard into the cache; whether there was room."""
-    with cache.new_shard(wanted) as write:
-        if write:
-            write(content)
-    return write is not None
+    with cache.new_shard(wanted) as file:
+        if file:
+            for start in range(0, len(content), 2000):
+                file.write(content[start : start + 2000], start)
+            file.finish()
+    return cache.shard(wanted) is not None
 
 
 def pair(value, height=4, width=6):
@@ -56,7 +58,8 @@ def test_a_shard_is_there_once_it_is_whole(tmp_path):
 
 def test_a_fetch_that_fails_leaves_nothing_and_is_not_taken_for_a_full_disk(tmp_path):
     cache = make_cache(tmp_path)
-    with pytest.raises(ConnectionError, match="gone"), cache.new_shard(record()):
+    with pytest.raises(ConnectionError, match="gone"), cache.new_shard(record()) as file:
+        file.write(CONTENT[:10], 0)
         raise ConnectionError("gone")
     assert cache.shard(record()) is None
     assert fill(cache, record())
@@ -190,11 +193,12 @@ def test_workers_wait_for_the_one_that_fetches(tmp_path):
 
     def work():
         cache = make_cache(tmp_path)
-        with cache.new_shard(record()) as write:
-            if write:
+        with cache.new_shard(record()) as file:
+            if file:
                 fetched.append(1)
                 time.sleep(0.2)
-                write(CONTENT)
+                file.write(CONTENT, 0)
+                file.finish()
         assert cache.shard(record())[:] == CONTENT
 
     threads = [threading.Thread(target=work) for _ in range(5)]
@@ -212,8 +216,8 @@ from pathlib import Path
 from pipeline.data.cache import Cache
 from pipeline.data.manifest import ShardRecord
 cache = Cache(Path(sys.argv[1]), 10**6, "set", 5000, 10_000)
-with cache.new_shard(ShardRecord("train-000000.tar", "train", 2, 5000, sys.argv[2], 1000)):
-    next(Path(sys.argv[1]).glob("set/*.partial")).write_bytes(bytes(4000))
+with cache.new_shard(ShardRecord("train-000000.tar", "train", 2, 5000, sys.argv[2], 1000)) as file:
+    file.write(bytes(4000), 0)
     print("half", flush=True)
     time.sleep(60)
 """
