@@ -5,6 +5,7 @@ import logging
 import mmap
 import tarfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from itertools import groupby
 from pathlib import PurePosixPath
@@ -18,6 +19,7 @@ from pipeline.data.pairs import Pair
 logger = logging.getLogger(__name__)
 
 SIDES = ("low", "high")
+HEADER = 4096  # bytes in which images tell their size
 
 
 class BadDataError(ValueError):
@@ -123,11 +125,10 @@ def _field(name: str) -> str:
 
 
 def _area(data: memoryview) -> int:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
+    for part in (data[:HEADER], data):  # nearly always enough, and the rest of the file is not touched
+        with suppress(*BROKEN_IMAGE), Image.open(io.BytesIO(part)) as image:
             return image.width * image.height
-    except BROKEN_IMAGE:
-        return 0
+    return 0
 
 
 @cache

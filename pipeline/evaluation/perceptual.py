@@ -167,13 +167,13 @@ def _import_lpips() -> ModuleType:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _let_torchvision_import()
+            let_torchvision_import()
             return importlib.import_module("lpips")
     except ImportError as error:
         raise LpipsUnavailable(f"the package lpips cannot be imported ({error}): pip install lpips==0.1.4") from error
 
 
-def _let_torchvision_import() -> None:
+def let_torchvision_import() -> None:
     """Declare the two operators without which `import torchvision` fails beside a CPU build of torch.
 
     There is no CPU wheel of torchvision for Linux, and the CUDA wheel's extension does not load there. LPIPS

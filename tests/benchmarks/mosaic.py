@@ -5,7 +5,7 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
-from pipeline.evaluation.perceptual import _let_torchvision_import
+from pipeline.evaluation.perceptual import let_torchvision_import
 
 SIDES = ("low", "high")
 
@@ -13,7 +13,7 @@ SIDES = ("low", "high")
 @functools.cache
 def streaming() -> ModuleType:
     """The package, which imports torchvision and so needs the remedy that LPIPS needs too."""
-    _let_torchvision_import()
+    let_torchvision_import()
     return importlib.import_module("streaming")
 
 
