@@ -82,14 +82,12 @@ class Cache:
             return map_file(self._folder / f"{record.sha256}.tar", record.size)
         return None
 
-    @contextmanager
-    def new_shard(self, record: ShardRecord) -> Iterator["NewFile | None"]:
+    def new_shard(self, record: ShardRecord) -> AbstractContextManager["NewFile | None"]:
         """A file for the bytes of a shard, which other processes wait for while the block lasts.
 
         ``None`` if there is no room or another process, for which this one waited, has put the shard there.
         """
-        with self._new_file(self._folder / f"{record.sha256}.tar", record.size) as file:
-            yield file
+        return self._new_file(self._folder / f"{record.sha256}.tar", record.size)
 
     def drop_shard(self, record: ShardRecord) -> None:
         """Forget a shard whose bytes are no longer those that were put there."""

@@ -11,6 +11,7 @@ import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -151,7 +152,7 @@ class Manifest:
             ValueError: as ``pair_table``.
         """
         self.split(split)
-        batches = self._pairs_file().iter_batches(ROWS_AT_ONCE, columns=PAIR_SCHEMA.names, use_threads=False)
+        batches = self._pairs_file.iter_batches(ROWS_AT_ONCE, columns=PAIR_SCHEMA.names, use_threads=False)
         chosen = (batch.filter(pc.equal(batch["split"], split)) for batch in batches)
         return tuple(PairRecord(**row) for batch in chosen for row in batch.to_pylist())
 
@@ -161,13 +162,14 @@ class Manifest:
         Raises:
             ValueError: ``pairs.parquet`` is missing, can't be read, or is not the one that was packed.
         """
-        return self._pairs_file().read(columns=list(columns), use_threads=False)
+        return self._pairs_file.read(columns=list(columns), use_threads=False)
 
     def _rows(self, split: str) -> pa.Table:
         assert split in SPLITS, split
         # no split's name begins another's, and a comparison would make a scalar (see `_integers`)
         return self.shards.filter(pc.starts_with(self.shards["split"], split))
 
+    @cached_property
     def _pairs_file(self) -> pq.ParquetFile:
         where = storage.join(self.url, PAIRS_NAME)
         data = _read(where, "the manifest's table of pairs is missing; copy it too, or pack the data set again")
