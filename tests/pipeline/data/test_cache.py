@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -149,22 +150,27 @@ def test_a_data_set_in_use_keeps_its_room(tmp_path):
     assert fill(reader, record())
 
 
-@pytest.fixture
+@contextmanager
 def full_disk():
-    """No file may grow beyond 3,000 bytes, as on a disk that is full."""
+    """No file may grow beyond 3,000 bytes, as on a disk that is full.
+
+    Not a fixture, since pytest's own output would not fit either while a fixture lasts.
+    """
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_full_disk_is_said_once_and_done_without(tmp_path, full_disk, caplog):
+def test_a_full_disk_is_said_once_and_done_without(tmp_path, caplog):
     content = CONTENT[:2000]
     cache = make_cache(tmp_path)
-    assert fill(cache, record(content), content)
-    assert not fill(cache, record())
-    assert not fill(cache, record())
-    assert cache.new_pixels(record(), [24, 24]) is None
+    with full_disk():
+        kept = [fill(cache, record(content), content), fill(cache, record()), fill(cache, record())]
+        pixels = cache.new_pixels(record(), [24, 24])
+    assert kept == [True, False, False] and pixels is None
     assert [entry.message for entry in caplog.records].count(
         f"cache {tmp_path}: [Errno 27] File too large; going on without it"
     ) == 1
