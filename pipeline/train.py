@@ -31,6 +31,9 @@ def run(config: Config) -> None:
     lpips = launch.check_scores(config)
     provenance = launch.provenance_of(manifests)
     launch.check_run(config, provenance)
+    if results.is_finished(config):
+        print(f"{config.run.url}: all {config.train.steps} steps are done and every checkpoint is scored")
+        return
     with launch.cluster(config):
         config = launch.with_devices(config)
         print(f"{config.to_yaml()}\n{lpips}", flush=True)

@@ -3,10 +3,12 @@
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
-from commands import Command, RayHead
+from commands import Command, RayHead, options
+from datasets import packed
 from s3 import WEED, FaultProxy, S3Server, forget_clients
 
 # what a machine that is busy with other things takes for an example says nothing
@@ -28,6 +30,35 @@ def ray_head(s3_server: S3Server) -> Iterator[RayHead]:
 def command(ray_head: RayHead) -> Command:
     """Runs the project's commands on the session's Ray cluster."""
     return Command(ray_head)
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """URL of a packed data set with two test pairs."""
+    return packed(tmp_path_factory.mktemp("pairs"), test=2)
+
+
+@pytest.fixture(scope="session")
+def trained(command: Command, shards: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], str]:
+    """A finished run of two workers: its folder, its options and what the command printed."""
+    storage = tmp_path_factory.mktemp("runs")
+    changes = {
+        "--data.url": shards,
+        "--data.cache": str(tmp_path_factory.mktemp("cache")),
+        "--data.cache-gib": "1",
+        "--evaluation.lpips": "alex",
+        "--network.width": "0.125",
+        "--teacher.norm": "separate",
+        "--optimizer.zero-stage": "2",
+        "--train.steps": "36",
+        "--train.global-batch": "16",
+        "--checkpoint.every": "12",
+        "--run.workers": "2",
+        "--run.storage": str(storage),
+        "--run.name": "small",
+    }
+    arguments = options(**changes)
+    return storage / "small", arguments, command("pipeline/train.py", *arguments)
 
 
 @pytest.fixture(scope="session")

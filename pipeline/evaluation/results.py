@@ -52,6 +52,14 @@ def best_checkpoint(run: str, settings: CheckpointSettings) -> str:
     return storage.join(run, scores[0]["checkpoint"])
 
 
+def is_finished(config: Config) -> bool:
+    """Whether a run has taken its last step and every checkpoint of it is scored."""
+    run = config.run.url
+    scored = {entry["step"] for entry in read_scores(run)}
+    taken = {checkpoint.read_progress(url).step for url in checkpoint.complete_checkpoints(run)}
+    return config.train.steps in scored and taken <= scored
+
+
 def prune(run: str, settings: CheckpointSettings) -> None:
     """Delete the weights of scored checkpoints that are neither among the last nor among the best."""
     scores = read_scores(run)

@@ -13,6 +13,20 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 CPUS = 8  # more than the machine may have: the tests' workers and actors share its cores
 START_S = 60
+SMALL = {
+    "--config": "demo",
+    "--data.crop": "32",
+    "--data.cache-gib": "0",
+    "--network.width": "0.0625",
+    "--run.workers": "1",
+    "--train.steps": "4",
+    "--train.log-every": "1",
+    "--checkpoint.every": "2",
+    "--optimizer.warmup-steps": "0",
+    "--evaluation.grid-images": "2",
+    "--evaluation.lpips": "none",
+}
+WEIGHTS = ("student.safetensors", "teacher.safetensors", "optimizer.safetensors", "state.json")
 
 
 class RayHead:
@@ -67,7 +81,12 @@ class Command:
 
     def __init__(self, head: RayHead) -> None:
         self.head = head
-        self.environment = {**head.environment, "RAY_ADDRESS": head.address, "PYTHONUNBUFFERED": "1"}
+        self.environment = {
+            **head.environment,
+            "RAY_ADDRESS": head.address,
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process for each run, which takes seconds to start
+            "PYTHONUNBUFFERED": "1",
+        }
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start ``python ARGUMENTS``; its output, errors included, is on ``stdout``."""
@@ -89,6 +108,11 @@ class Command:
             process.kill()
         assert process.returncode == status, output
         return output
+
+
+def options(**changes: str) -> list[str]:
+    """Options of a training of seconds, with changes."""
+    return [part for option in (SMALL | changes).items() for part in option]
 
 
 def without_colours(text: str) -> str:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from pipeline import checkpoint, storage
+from pipeline.config import Config
 from pipeline.evaluation import results
 from pipeline.training.settings import CheckpointSettings
 
@@ -14,12 +15,29 @@ def make_run(folder, psnr_by_step):
     for step, psnr in psnr_by_step.items():
         url = storage.join(str(folder), checkpoint.name_at(step))
         for name in (checkpoint.STATE, *checkpoint.WEIGHT_FILES):
-            storage.write_text(storage.join(url, name), "")
+            storage.write_text(storage.join(url, name), json.dumps({"step": step}))
         if psnr is not None:
             methods = {"student": {"psnr": psnr, "lpips": -psnr}}
             scores = {"checkpoint": checkpoint.name_at(step), "step": step, "split": "dev", "methods": methods}
             storage.write_text(storage.join(url, results.scores_file("dev")), json.dumps(scores))
     return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("psnr_by_step", "finished"),
+    [
+        ({2: 10.0, 4: 20.0}, True),
+        ({2: 10.0}, False),
+        ({2: 10.0, 4: None}, False),
+        ({2: None, 4: 20.0}, False),
+        ({}, False),
+    ],
+)
+def test_a_run_is_finished_once_its_last_step_is_done_and_every_checkpoint_scored(tmp_path, psnr_by_step, finished):
+    make_run(tmp_path / "r", psnr_by_step)
+    run, data = {"name": "r", "storage": str(tmp_path)}, {"url": "/data"}
+    config = Config.model_validate({"run": run, "data": data, "train": {"steps": 4}, "optimizer": {"warmup_steps": 0}})
+    assert results.is_finished(config) == finished
 
 
 def kept(run):
