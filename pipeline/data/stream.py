@@ -96,6 +96,7 @@ class PairStream:
             pairs = find_pairs(record.name, data)
             if len(pairs) != record.pairs:
                 raise BadDataError(f"{record.name}: holds {len(pairs)} pairs, its manifest says {record.pairs}")
+            data.madvise(mmap.MADV_DONTNEED)
             return Shard(record.name, data, pairs)
         except BadDataError as error:
             rest = self._salvage(record)
@@ -181,9 +182,13 @@ class PairStream:
     def _is_sound(self, index: int, record: ShardRecord, data: mmap.mmap) -> bool:
         """Whether the bytes of a file are those that were packed; each process compares them once."""
         if index not in self._verified:
-            if hashlib.sha256(data).hexdigest() != record.sha256:
+            digest = hashlib.sha256()
+            with memoryview(data) as view:
+                for start in range(0, record.size, PART):
+                    digest.update(view[start : start + PART])
+                    data.madvise(mmap.MADV_DONTNEED)  # what is read once does not count as the worker's memory
+            if digest.hexdigest() != record.sha256:
                 return False
-            data.madvise(mmap.MADV_DONTNEED)  # so that a shard does not count as the worker's memory
             self._verified.add(index)
         return True
 
