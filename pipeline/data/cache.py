@@ -18,8 +18,10 @@ import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
+from threading import Semaphore
 from typing import BinaryIO
 
 import numpy as np
@@ -32,6 +34,7 @@ from pipeline.data.pairs import Pair
 logger = logging.getLogger(__name__)
 
 LOCK, IN_USE, RESERVED = "lock", "in-use", "reserved"
+MOST_WAITING = 4  # decoded pairs that wait to be written
 DISK_SHARE = 0.9  # of the free space, so that a node's disk is never filled up on purpose
 HEADER = np.dtype([("magic", "<i8"), ("pairs", "<i8")])
 SLOT = np.dtype([("offset", "<i8"), ("room", "<i8"), ("height", "<i4"), ("width", "<i4"), ("check", "<i8")])
@@ -60,6 +63,8 @@ class Cache:
         self._room = 0
         self._all_fits = False
         self._broken = False
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="cache")
+        self._waiting = Semaphore(MOST_WAITING)
         with self._or_without():
             self._root.mkdir(parents=True, exist_ok=True)
             with _locked(self._root / LOCK):
@@ -109,7 +114,13 @@ class Cache:
         return self.pixels(record)
 
     def keep(self, pixels: "PixelFile", sample: int, pair: Pair) -> None:
-        """Put a decoded pair into its slot."""
+        """Put a decoded pair into its slot: in the background, unless as many wait already as memory is for."""
+        if self._waiting.acquire(blocking=False):
+            self._writer.submit(self._put, pixels, sample, pair).add_done_callback(lambda _: self._waiting.release())
+        else:
+            self._put(pixels, sample, pair)
+
+    def _put(self, pixels: "PixelFile", sample: int, pair: Pair) -> None:
         if not self._broken:
             with self._or_without():
                 pixels.put(sample, pair)

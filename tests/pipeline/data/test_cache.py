@@ -84,6 +84,16 @@ def test_a_pair_larger_than_its_slot_is_not_kept(tmp_path):
     assert pixels.get(0) is None and pixels.get(1) is None
 
 
+def test_many_pairs_kept_at_once_are_all_written(tmp_path):
+    cache = make_cache(tmp_path)
+    pixels = cache.new_pixels(record(pairs=50), 50 * [24])
+    for sample in range(50):
+        cache.keep(pixels, sample, pair(sample))
+    cache._writer.shutdown()
+    again = make_cache(tmp_path).pixels(record(pairs=50))
+    assert again.complete and all(same(again.get(sample), pair(sample)) for sample in range(50))
+
+
 def test_changed_or_half_written_pixels_are_not_believed(tmp_path):
     cache = make_cache(tmp_path)
     pixels = cache.new_pixels(record(), [24, 24])
@@ -183,6 +193,7 @@ def test_a_disk_that_fills_up_while_images_are_kept_is_done_without(tmp_path, ca
     pixels._file.close()  # the kernel refuses to write, whatever the reason
     pixels._file = (tmp_path / LOCK).open("rb")
     cache.keep(pixels, 0, pair(1))
+    cache._writer.shutdown()  # it writes in the background
     assert "going on without it" in caplog.text
     assert pixels.get(0) is None
 

@@ -70,7 +70,9 @@ def test_gives_the_pixels_that_were_packed(source, tmp_path, cache_gib):
 
 
 def test_an_image_is_decoded_once_by_all_processes_that_share_a_cache(source, tmp_path, monkeypatch):
-    first = read_all(open_stream(source, tmp_path))
+    stream = open_stream(source, tmp_path)
+    first = read_all(stream)
+    stream.cache._writer.shutdown()  # decoded images are written in the background
     decoded = counted(monkeypatch)
     stream = open_stream(source, tmp_path)
     for shard in range(len(stream.shards)):
