@@ -48,7 +48,7 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --no-compile --constraint requirements.lock torch
 	$(BIN)/pip install --quiet --no-compile --no-deps --requirement requirements.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
-	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true # some packages hold files for a newer Python
 	touch $@
 
 lock: setup            ## Resolve the ranges of pyproject.toml anew.
