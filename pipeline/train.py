@@ -28,12 +28,12 @@ def main() -> None:
 def run(config: Config) -> None:
     """Train until every step is done and every checkpoint scored."""
     manifests = launch.check_data(config)
-    lpips = launch.check_scores(config)
     provenance = launch.provenance_of(manifests)
     launch.check_run(config, provenance)
     if results.is_finished(config):
         print(f"{config.run.url}: all {config.train.steps} steps are done and every checkpoint is scored")
         return
+    lpips = launch.check_scores(config)
     with launch.cluster(config):
         config = launch.with_devices(config)
         print(f"{config.to_yaml()}\n{lpips}", flush=True)

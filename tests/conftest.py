@@ -50,7 +50,7 @@ def trained(command: Command, shards: str, tmp_path_factory: pytest.TempPathFact
         "--network.width": "0.125",
         "--teacher.norm": "separate",
         "--optimizer.zero-stage": "2",
-        "--train.steps": "36",
+        "--train.steps": "48",
         "--train.global-batch": "16",
         "--checkpoint.every": "12",
         "--run.workers": "2",

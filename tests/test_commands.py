@@ -33,7 +33,7 @@ def refusal(monkeypatch, capsys):
 def test_training_ends_in_a_table_and_a_report(trained):
     run, _, output = trained
     assert re.search(
-        r"step 3/36  loss [\d.]+  reconstruction [\d.]+  ssim [\d.]+  mirror [\d.]+  learning_rate", output
+        r"step 3/48  loss [\d.]+  reconstruction [\d.]+  ssim [\d.]+  mirror [\d.]+  learning_rate", output
     )
     assert re.search(r"grad_norm [\d.]+  ema_rate [\d.]+  images_per_s [\d.]+  ETA", output)
     for method in ("input", "gamma", "student", "averaged"):
@@ -49,13 +49,13 @@ def test_settings_are_printed_resolved_and_stored(trained):
     assert yaml.safe_load(stored)["objective"]["mirror_weight"] == 0.8
     provenance = json.loads((run / "provenance.json").read_text())
     assert [len(checksum) for checksum in provenance["manifest_sha256"]] == [64] and provenance["libraries"]["torch"]
-    for step in (12, 24, 36):
+    for step in (24, 36, 48):
         assert (run / f"checkpoint-{step:08d}/settings.yaml").read_text() == stored
 
 
 def test_every_checkpoint_is_scored_while_training_goes_on(trained):
     run, _, _ = trained
-    for step in (12, 24, 36):
+    for step in (24, 36, 48):
         scores = json.loads((run / f"checkpoint-{step:08d}/scores-dev.json").read_text())
         assert (scores["step"], scores["split"], scores["protocol"]) == (step, "dev", "rgb_u8")
         assert scores["methods"].keys() == {"input", "gamma", "student", "averaged"}
@@ -66,19 +66,19 @@ def test_every_checkpoint_is_scored_while_training_goes_on(trained):
 def test_metrics_go_to_the_file_and_to_tensorboard(trained):
     run, _, _ = trained
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records] == list(range(1, 37))
+    assert [record["step"] for record in records] == list(range(1, 49))
     terms = {"loss", "reconstruction", "ssim", "mirror", "learning_rate", "grad_norm", "images_per_s", "ema_rate"}
     assert all(terms < record.keys() for record in records)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run / "tensorboard")).Reload()
-    assert [event.step for event in events.Scalars("mirror")] == list(range(1, 37))
+    assert [event.step for event in events.Scalars("mirror")] == list(range(1, 49))
 
 
 def test_the_same_command_again_has_nothing_left_to_do(trained, command):
     run, arguments, before = trained
     output = command("pipeline/train.py", *arguments)
-    assert output.startswith(f"{run}: all 36 steps are done and every checkpoint is scored\n\ncheckpoint")
+    assert output.startswith(f"{run}: all 48 steps are done and every checkpoint is scored\n\ncheckpoint")
     assert before.endswith(output.split("\n", 1)[1])
 
 
@@ -119,7 +119,7 @@ def test_training_from_s3_to_s3_gives_the_bits_of_training_on_disk(trained, comm
     output = command("pipeline/train.py", *arguments, *changes)
     assert f"report: {bucket}/runs/small/report.html" in output
     assert list(tmp_path.rglob("*.tar")) and list(tmp_path.rglob("*.pixels"))
-    for step in (12, 24, 36):
+    for step in (24, 36, 48):
         for name in WEIGHTS:
             path = f"checkpoint-{step:08d}/{name}"
             assert storage.read_bytes(f"{bucket}/runs/small/{path}") == (run / path).read_bytes(), path

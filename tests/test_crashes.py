@@ -29,14 +29,14 @@ def test_killed_worker_and_driver_leave_no_trace(trained, command):
     output = kill_after(process, 25, lambda worker: process.pid)
     process.wait(30)
     assert re.search(rf"continuing from {torn}/checkpoint-000000(12|24) at step \1", output)
-    assert not (torn / "checkpoint-00000036").exists()
+    assert not (torn / "checkpoint-00000048").exists()
     time.sleep(2)  # Ray notices that the driver is gone and ends its workers
     # Ray writes its list of checkpoints in place, so that a driver may die half way through
     (torn / "checkpoint_manager_snapshot.json").write_text('{"ray_version": "2.')
     output = command("pipeline/train.py", *arguments)
-    assert f"continuing from {torn}/checkpoint-00000024 at step 24" in output
+    assert re.search(rf"continuing from {torn}/checkpoint-000000(24|36) at step \1", output)
     for name in WEIGHTS:
-        assert (torn / "checkpoint-00000036" / name).read_bytes() == (whole / "checkpoint-00000036" / name).read_bytes()
+        assert (torn / "checkpoint-00000048" / name).read_bytes() == (whole / "checkpoint-00000048" / name).read_bytes()
     lines = [(run / "metrics.jsonl").read_text().splitlines() for run in (whole, torn)]
     without_rate = [[re.sub(r'"images_per_s": [\d.]+', "", line) for line in run] for run in lines]
     assert without_rate[0] == without_rate[1]

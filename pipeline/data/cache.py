@@ -114,7 +114,7 @@ class Cache:
         return self.pixels(record)
 
     def keep(self, pixels: "PixelFile", sample: int, pair: Pair) -> None:
-        """Put a decoded pair into its slot: in the background, unless as many wait already as memory is for."""
+        """Put a decoded pair into its slot: in the background, unless ``MOST_WAITING`` wait already."""
         if self._waiting.acquire(blocking=False):
             self._writer.submit(self._put, pixels, sample, pair).add_done_callback(lambda _: self._waiting.release())
         else:

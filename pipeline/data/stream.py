@@ -96,7 +96,7 @@ class PairStream:
             pairs = find_pairs(record.name, data)
             if len(pairs) != record.pairs:
                 raise BadDataError(f"{record.name}: holds {len(pairs)} pairs, its manifest says {record.pairs}")
-            data.madvise(mmap.MADV_DONTNEED)
+            _let_go(data)
             return Shard(record.name, data, pairs)
         except BadDataError as error:
             rest = self._salvage(record)
@@ -186,7 +186,7 @@ class PairStream:
             with memoryview(data) as view:
                 for start in range(0, record.size, PART):
                     digest.update(view[start : start + PART])
-                    data.madvise(mmap.MADV_DONTNEED)  # what is read once does not count as the worker's memory
+                    _let_go(data)
             if digest.hexdigest() != record.sha256:
                 return False
             self._verified.add(index)
@@ -260,6 +260,11 @@ class _OpenShard:
                 if self._cache and self._pixels is None:
                     self._pixels = self._cache.new_pixels(self._record, self._shard.areas())
         return self._shard
+
+
+def _let_go(data: mmap.mmap) -> None:
+    """Have pages that were read once not count as the worker's memory; the map is shared, so its bytes stay."""
+    data.madvise(mmap.MADV_DONTNEED)
 
 
 def _damage(pair: PairRecord, data: bytes) -> str | None:
