@@ -1,10 +1,10 @@
-"""The network: its size, its shapes, inference on any size."""
+"""The network: its size and its shapes."""
 
 import pytest
 import torch
 from pydantic import ValidationError
 
-from iaml import AutoEncoder, NetworkSettings, enhance
+from iaml import AutoEncoder, NetworkSettings
 
 
 def parameters(module):
@@ -52,22 +52,6 @@ def test_head_bounds_the_output(head):
     expected = (image + residual).clamp(0, 1) if head == "clamp" else torch.sigmoid(image + residual)
     assert torch.equal(network(image), expected)
     assert (image + residual).max() > 1
-
-
-@pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 31), (5, 100)])
-def test_enhance_takes_any_size(size):
-    network = AutoEncoder(NetworkSettings(width=1 / 16)).eval()
-    low = torch.rand(1, 3, *size)
-    enhanced = enhance(network, low)
-    assert enhanced.shape == low.shape
-    assert 0 <= float(enhanced.min()) <= float(enhanced.max()) <= 1
-
-
-def test_enhance_equals_the_network_where_no_padding_is_needed():
-    network = AutoEncoder(NetworkSettings(width=1 / 16)).eval()
-    low = torch.rand(1, 3, 64, 32)
-    with torch.inference_mode():
-        assert torch.equal(enhance(network, low), network(low))
 
 
 @pytest.mark.parametrize("width", [0, -1, float("nan")])
