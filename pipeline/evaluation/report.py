@@ -1,272 +1,204 @@
-"""What a run achieved: a table for the terminal, and one HTML page that needs nothing but itself.
+"""The report of a run, or of several beside each other, as one HTML page that needs nothing but itself."""
 
-Two kinds of record come in, both plain JSON.
-
-A *metric record* is one line of the training log:
-    {"step": 100, "loss": 0.21, "reconstruction": 0.12, ..., "learning_rate": 2e-4, "grad_norm": 0.8,
-     "images_per_s": 52.0, "ema_rate": 0.99}
-Every number that is not one of `NOT_LOSSES` is a term of the loss.
-
-A *scores* dict is one evaluation of one checkpoint on one split by one protocol:
-    {"checkpoint": "step-000100", "step": 100, "split": "development", "protocol": "rgb_u8",
-     "lpips": {"backbone": "alex", "source": "...", "sha256": "..."} or {"missing": "why"},
-     "methods": {"input": {"psnr": 7.8, "ssim": 0.2, "lpips": 0.4}, "gamma": ..., "student": ...,
-                 "averaged": ...},
-     "images": [{"key": "22", "method": "student", "psnr": ..., "ssim": ..., "lpips": ...}, ...]}
-An infinite PSNR is a float, which Python's json writes and reads as `Infinity`.
-"""
-
-import base64
-import html
-import io
-import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
+import numpy as np
+from pydantic import BaseModel
 
-PANELS = {
-    "learning_rate": "Learning rate",
-    "grad_norm": "Gradient norm",
-    "ema_rate": "EMA rate",
-    "images_per_s": "Images per second",
-}
-NOT_LOSSES = {"step", "epoch", *PANELS}
-METRICS = {"psnr": ("PSNR dB", ".2f"), "ssim": ("SSIM", ".4f"), "lpips": ("LPIPS", ".4f")}
-BASELINES = {"input", "gamma"}  # the same at every step, so no curves
-LAST_CHECKPOINTS = 10
-MOST_POINTS = 500  # a curve holds no more: longer ones show means of neighbours
+from pipeline import storage
+from pipeline.config import Config
+from pipeline.evaluation import comparison, page, results, scores, summary, tables
+from pipeline.evaluation.figures import Line
+from pipeline.evaluation.page import Album, View
+from pipeline.evaluation.results import PICTURE, Run
+from pipeline.evaluation.scores import Table
+from pipeline.evaluation.settings import SPLITS, Split
+from pipeline.evaluation.summary import NOT_LOSSES, PANELS, PICTURED
 
-Scores = Mapping[str, Any]
-Record = Mapping[str, Any]
-Points = Sequence[tuple[float, float]]
-
-
-def format_table(scores: Scores) -> str:
-    """The methods' scores as plain text, under a line that says what they are scores of.
-
-    LPIPS has no column where it could not be computed; the reason is on the last line.
-    """
-    rows = [_columns(scores), *_cells(scores)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-    return "\n".join([_heading(scores), *lines, *_notes(scores)])
+REPORT = "report.html"
+METHODS = {"low": "input", "gamma": "gamma", "enhanced": PICTURED}  # whose scores stand below a view
+TITLES = {"gamma": "gamma corrected"}
+EXTREMES = 2  # best and worst images that are shown
+IMAGES_OVER_TRAINING, CHECKPOINTS_OVER_TRAINING = 3, 5
 
 
-def render_report(
-    title: str,
-    settings_yaml: str,
-    provenance: Mapping[str, Any],
-    records: Sequence[Record],
-    scores: Sequence[Scores],
-    grids: Sequence[tuple[str, bytes]],
-    *,
-    chosen: str | None = None,
-) -> str:
-    """The report of a run as one HTML page, which loads nothing from anywhere.
+def write_report(runs: Sequence[Run], url: str) -> None:
+    """Write the report of ``runs`` to the file ``url``."""
+    storage.write_text(url, render_report(runs))
 
-    Args:
-        title: the page's title.
-        settings_yaml: the resolved settings, shown as they are.
-        provenance: what else identifies the run (code, data, versions): names and values.
-        records: metric records; where a step was done twice, after a restart, the later record counts.
-        scores: scores dicts of any checkpoints, splits and protocols.
-        grids: (caption, PNG) of each picture.
-        chosen: the checkpoint whose scores head the page, by its name in `scores`; None: the latest.
+
+def render_report(runs: Sequence[Run]) -> str:
+    """The report as HTML; pictures are read from the runs' storage.
 
     Raises:
-        ValueError: if `chosen` is not among the scores.
+        ValueError: the runs do not compare: they were scored on different data, or two have the same settings and seed.
     """
+    return _render(runs[0]) if len(runs) == 1 else comparison.render(results.arms(runs))
+
+
+def _render(run: Run) -> str:
+    album = Album(PICTURE)
+    splits = [split for split in SPLITS if len(summary.scores_of_chosen(run, split))]
     sections = {
-        "Scores": _summary(scores, chosen),
-        "Scores over steps": "".join(_score_curves(scores)),
-        "Training": "".join(_training_curves(records)),
-        "Images": "".join(_picture("png", png, caption) for caption, png in grids),
-        "Settings": f"<pre>{html.escape(settings_yaml)}</pre>",
-        "Provenance": _provenance_table(provenance),
+        "Scores": _score_tables(run, splits),
+        "Images": "".join(_images(run, split, album) for split in splits),
+        "Scores over steps": page.charts(_score_charts(run)),
+        "Training": page.charts(_training_charts(run)),
+        "Images over training": _images_over_training(run, album),
+        "Scores of each image": "".join(_image_scores(run, split) for split in splits),
+        "Settings": _settings(run.config),
+        "Provenance": page.names_table(_provenance(run)),
     }
-    body = "\n".join(f"<section><h2>{name}</h2>\n{content}</section>" for name, content in sections.items() if content)
-    return PAGE.format(title=html.escape(title), style=STYLE, body=body)
+    reason = summary.stop_reason(run)
+    alarm = page.paragraph(f"Training stopped: {reason}", "alarm") if reason else ""
+    return page.render(run.name, page.paragraph(summary.progress(run), "state") + alarm, sections)
 
 
-# What is said of one scores dict, for both the terminal and the page.
+def _score_tables(run: Run, splits: Sequence[Split]) -> str:
+    if run.chosen is None:
+        return page.paragraph("No checkpoint of this run has been scored yet.")
+    settings = run.config.checkpoint
+    count = run.scores.loc[run.scores["split"] == "dev", "checkpoint"].nunique()
+    metric = summary.metric_name(settings.metric)
+    chosen = f"{run.chosen}, the best of {count} by the {metric} of its {settings.weights} weights on the dev split."
+    return page.paragraph(chosen) + "".join(
+        page.text_table(run.table(split), f"On the {split} split") for split in splits
+    )
 
 
-def _heading(scores: Scores) -> str:
-    parts = [f"{name}: {scores[name]}" for name in ("checkpoint", "split", "protocol")]
-    if "missing" not in scores["lpips"]:
-        parts.append(f"LPIPS: {scores['lpips']['backbone']} (weights {scores['lpips']['sha256'][:8]})")
-    images = len({image["key"] for image in scores["images"]})
-    return ", ".join([*parts, f"{images} images"])
+def _score_charts(run: Run) -> list[str]:
+    """Scores on the development split over steps, a figure for each protocol and metric."""
+    if run.chosen is None:
+        return []
+    chosen = summary.scores_of_chosen(run, "dev")
+    means, of_chosen = summary.means_by_step(summary.scores_alike(run, "dev")), scores.means(chosen)
+    trained = [method for method in of_chosen.index if method not in scores.BASELINES]
+    charts = []
+    for column in tables.shown_columns(chosen):
+        lines = [Line(method, means[method, *column]) for method in trained]
+        levels = {name: float(of_chosen.at[name, column]) for name in scores.BASELINES if name in of_chosen.index}
+        step = int(chosen["step"].iloc[0])
+        charts.append(summary.chart(f"{summary.title(column)}, dev", lines, levels=levels, chosen=step))
+    return charts
 
 
-def _notes(scores: Scores) -> list[str]:
-    missing = scores["lpips"].get("missing")
-    return [f"LPIPS left out: {missing}"] if missing else []
-
-
-def _columns(scores: Scores) -> list[str]:
-    return ["method", *(METRICS[name][0] for name in _metrics(scores))]
-
-
-def _cells(scores: Scores) -> list[list[str]]:
-    return [
-        [method, *(format(values[name], METRICS[name][1]) for name in _metrics(scores))]
-        for method, values in scores["methods"].items()
+def _training_charts(run: Run) -> list[str]:
+    metrics = summary.metrics_by_step(run)
+    losses = [Line(name, metrics[name]) for name in metrics if name not in NOT_LOSSES]
+    return [summary.chart("Loss and its terms", losses, log=True)] + [
+        summary.chart(title, [Line(title, metrics[name])]) for name, title in PANELS.items() if name in metrics
     ]
 
 
-def _metrics(scores: Scores) -> list[str]:
-    return [name for name in METRICS if name != "lpips" or "missing" not in scores["lpips"]]
-
-
-def _step(scores: Scores) -> int:
-    return int(scores["step"])
-
-
-def _kind(scores: Scores) -> tuple[str, str, str | None, tuple[str, ...]]:
-    """What two scores dicts must share before their numbers may be averaged."""
-    return (
-        scores["split"],
-        scores["protocol"],
-        scores["lpips"].get("sha256"),
-        tuple(sorted(scores["methods"])),
+def _images(run: Run, split: Split, album: Album) -> str:
+    """The chosen checkpoint's worst and best images among those with pictures, to be compared."""
+    assert run.chosen is not None
+    rows, pictures = summary.scores_of_chosen(run, split), run.pictures(run.chosen, split)
+    order = summary.best_first(run, split)
+    shown = [key for key in order if "enhanced" in pictures.get(key, {})]
+    if not shown:
+        return ""
+    metric = summary.metric_name(run.config.checkpoint.metric)
+    note = (
+        f"The worst images by {metric}, then the best, enhanced by the {PICTURED}. Drag the boundary or use arrow keys."
     )
+    content = page.paragraph(note, "note")
+    for key in dict.fromkeys([*reversed(shown[-EXTREMES:]), *shown[:EXTREMES]]):
+        content += f"<h3>{escape(f'{key}: rank {order.index(key) + 1} of {len(order)} on {split}')}</h3>"
+        content += _comparison_of_views(key, pictures[key], rows, album)
+    return content
 
 
-# The page's sections.
+def _comparison_of_views(key: str, pictures: Mapping[str, str], rows: Table, album: Album) -> str:
+    views = []
+    for name in results.VIEWS:
+        if name in pictures and name != "error":
+            caption = summary.caption(rows, key, METHODS[name]) if name in METHODS else ""
+            views.append(View(TITLES.get(name, name), caption, storage.read_bytes(pictures[name])))
+    error = ""
+    if "error" in pictures:
+        view = View("error", "mean absolute difference of enhanced and clean", storage.read_bytes(pictures["error"]))
+        error = album.figure(view, page.legend("0", f"{results.BRIGHTEST_ERROR} and more"))
+    names = [view.name for view in views]
+    left = [name for name in names if name != "clean"]
+    right = [name for name in names if name in ("enhanced", "clean")]
+    return album.comparison(views, left, right, error, name=key)
 
 
-def _summary(scores: Sequence[Scores], chosen: str | None) -> str:
-    if not scores:
-        return "<p>No checkpoint of this run has been scored.</p>"
-    if chosen is None:
-        chosen = max(scores, key=_step)["checkpoint"]
-    of_chosen = [each for each in scores if each["checkpoint"] == chosen]
-    if not of_chosen:
-        scored = sorted({each["checkpoint"] for each in scores})
-        raise ValueError(f"the checkpoint {chosen!r} is not among those scored: {', '.join(scored)}")
-    tables = [table for each in of_chosen for table in (each, *_mean_of_last(each, scores))]
-    return "".join(_scores_table(table) for table in tables)
+def _images_over_training(run: Run, album: Album) -> str:
+    """What became of the same images: those that every checkpoint has pictures of, if it has any."""
+    scored = run.scores[run.scores["split"] == "dev"].sort_values("step", kind="stable")["checkpoint"].unique()
+    pictures = {name: run.pictures(name, "dev") for name in scored}
+    pictures = {name: of_checkpoint for name, of_checkpoint in pictures.items() if of_checkpoint}
+    if len(pictures) < 2:
+        return ""
+    keys = sorted(set.intersection(*(set(of_checkpoint) for of_checkpoint in pictures.values())))
+    places = np.linspace(0, len(pictures) - 1, min(len(pictures), CHECKPOINTS_OVER_TRAINING)).round().astype(int)
+    names = [list(pictures)[place] for place in places]
+    content = ""
+    for key in keys[:IMAGES_OVER_TRAINING]:
+        views = []
+        for name in names:
+            if "enhanced" in pictures[name][key]:
+                rows = run.scores_of(name, "dev")
+                title = f"step {rows['step'].iloc[0]}{' (chosen)' * (name == run.chosen)}"
+                picture = storage.read_bytes(pictures[name][key]["enhanced"])
+                views.append(View(title, summary.caption(rows, key, PICTURED), picture))
+        if "clean" in pictures[names[-1]][key]:
+            views.append(View("clean", "", storage.read_bytes(pictures[names[-1]][key]["clean"])))
+        content += f"<h3>{escape(key)}</h3>{album.strip(views)}"
+    return content
 
 
-def _mean_of_last(chosen: Scores, scores: Sequence[Scores]) -> list[Scores]:
-    """Beside a chosen checkpoint, whose scores flatter the run, the mean of the run's last ones."""
-    alike = [each for each in scores if _kind(each) == _kind(chosen)]
-    last = [each["methods"] for each in sorted(alike, key=_step)[-LAST_CHECKPOINTS:]]
-    if len(last) < 2:
-        return []
-    means = {
-        method: {name: sum(methods[method][name] for methods in last) / len(last) for name in values}
-        for method, values in chosen["methods"].items()
+def _image_scores(run: Run, split: Split) -> str:
+    """All of the chosen checkpoint's numbers on a split: a row for each image, what was trained first."""
+    rows = summary.scores_of_chosen(run, split)
+    values = rows.set_index(["key", "method", "protocol", "metric"])["value"].unstack(["method", "protocol", "metric"])
+    columns = tables.shown_columns(rows)
+    methods = sorted(set(rows["method"]), key=lambda method: (method in scores.BASELINES, scores.METHODS.index(method)))
+    shown = [(method, *column) for method in methods for column in columns]
+    titles = [f"{method}\n{title}" for method in methods for title in tables.column_titles(columns)]
+    cells = [
+        [str(key), *(summary.number(of_image[name], name[-1]) for name in shown)] for key, of_image in values.iterrows()
+    ]
+    table = page.rows_table(["image", *titles], cells, "sortable")
+    return page.details(f"{run.chosen} on {split}, {len(cells)} images", table)
+
+
+def _settings(config: Config) -> str:
+    table = page.rows_table(["setting", "value", "default"], _changed(config), "texts")
+    return f"{table}{page.details('All settings', f'<pre>{escape(config.to_yaml())}</pre>')}"
+
+
+def _changed(settings: BaseModel, prefix: str = "") -> list[list[str]]:
+    """The settings that are not at their defaults: dotted name, value, default."""
+    found: list[list[str]] = []
+    texts = settings.model_dump(mode="json")
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, BaseModel):
+            found += _changed(value, f"{prefix}{name}.")
+        elif value != field.default:  # a setting that must be given has none, so it is always shown
+            default = "none" if field.is_required() else summary.text(field.default)
+            found.append([f"{prefix}{name}", summary.text(texts[name]), default])
+    return found
+
+
+def _provenance(run: Run) -> dict[str, str]:
+    lpips = run.scores[run.scores["lpips_sha256"].notna()]
+    weights = sorted(set(lpips["protocol"] + " " + lpips["lpips_sha256"]))
+    found = {
+        "run": run.url,
+        **{name: _lines(value) for name, value in run.provenance.items()},
+        "LPIPS weights, SHA-256": _lines(weights),
+        "scored by": _lines(sorted(run.scores["libraries"].dropna().unique())),
     }
-    return [{**chosen, "checkpoint": f"mean of the last {len(last)}", "methods": means}]
+    return {name: text for name, text in found.items() if text}
 
 
-def _scores_table(scores: Scores) -> str:
-    head = "".join(f"<th>{column}</th>" for column in _columns(scores))
-    rows = "".join(
-        f"<tr><th>{html.escape(method)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
-        for method, *cells in _cells(scores)
-    )
-    notes = "".join(f"<p>{html.escape(note)}</p>" for note in _notes(scores))
-    return f"<p>{html.escape(_heading(scores))}</p><table><tr>{head}</tr>{rows}</table>{notes}"
-
-
-def _score_curves(scores: Sequence[Scores]) -> Iterable[str]:
-    for name, (label, _) in METRICS.items():
-        curves: dict[str, list[tuple[float, float]]] = {}
-        for each in sorted(scores, key=_step):
-            for method, values in each["methods"].items():
-                if method not in BASELINES and name in values:
-                    how = each["lpips"]["backbone"] if name == "lpips" else each["protocol"]
-                    curves.setdefault(f"{method}, {each['split']}, {how}", []).append((each["step"], values[name]))
-        yield from _plot(label, {key: points for key, points in curves.items() if len(points) > 1})
-
-
-def _training_curves(records: Sequence[Record]) -> Iterable[str]:
-    by_step = {record["step"]: record for record in records}
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for step, record in sorted(by_step.items()):
-        for name, value in record.items():
-            if isinstance(value, int | float):
-                curves.setdefault(name, []).append((step, value))
-    yield from _plot("Loss and its terms", {k: v for k, v in curves.items() if k not in NOT_LOSSES}, log=True)
-    for name, label in PANELS.items():
-        yield from _plot(label, {k: v for k, v in curves.items() if k == name})
-
-
-def _provenance_table(provenance: Mapping[str, Any]) -> str:
-    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in provenance.items()}
-    rows = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in texts.items())
-    return f"<table class=names>{rows}</table>" if rows else ""
-
-
-# Pictures.
-
-
-def _plot(caption: str, curves: Mapping[str, Points], *, log: bool = False) -> Iterable[str]:
-    """One figure with all the curves, or none where there is nothing to draw."""
-    drawable = {label: _thinned([p for p in points if math.isfinite(p[1])]) for label, points in curves.items()}
-    drawable = {label: points for label, points in drawable.items() if points}
-    if not drawable:
-        return
-    figure = Figure(figsize=(5, 3), layout="constrained")
-    axes = figure.add_subplot()
-    for label, points in drawable.items():
-        axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 30 else "", linewidth=1.2)
-    if log and all(value > 0 for points in drawable.values() for _, value in points):
-        axes.set_yscale("log")
-    axes.set_xlabel("step")
-    axes.grid(alpha=0.3)
-    if len(drawable) > 1:
-        axes.legend(fontsize="small")
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text as text, which is smaller
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    yield _picture("svg+xml", buffer.getvalue(), caption)
-
-
-def _thinned(points: Points) -> Points:
-    size = max(1, math.ceil(len(points) / MOST_POINTS))
-    groups = [points[i : i + size] for i in range(0, len(points), size)]
-    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
-
-
-def _picture(kind: str, content: bytes, caption: str) -> str:
-    data = base64.b64encode(content).decode()
-    text = html.escape(caption)
-    image = f'<img alt="{text}" src="data:image/{kind};base64,{data}">'
-    return f"<figure><figcaption>{text}</figcaption>{image}</figure>\n"
-
-
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 0 auto; padding: 1rem; color: #222; }
-section { overflow-x: auto; }
-table { border-collapse: collapse; margin: 0.5rem 0 1.5rem; }
-th, td { padding: 0.2rem 0.8rem; border-bottom: 1px solid #ddd; text-align: right; }
-td { font-variant-numeric: tabular-nums; }
-th:first-child, .names td { text-align: left; overflow-wrap: anywhere; }
-figure { display: inline-block; margin: 0 0.5rem 1rem 0; max-width: 100%; vertical-align: top; }
-img { max-width: 100%; height: auto; }
-pre { overflow-x: auto; background: #f6f6f6; padding: 0.8rem; font-size: 0.85rem; }
-"""
-# The policy makes browsers refuse whatever would need a network.
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>{title}</h1>
-{body}
-</body>
-</html>
-"""
+def _lines(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {version}" for name, version in value.items())
+    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)

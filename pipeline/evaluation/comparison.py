@@ -1,0 +1,189 @@
+"""The report of several runs beside each other, by arms and seeds."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from pipeline import storage
+from pipeline.config import differences
+from pipeline.evaluation import page, summary, tables
+from pipeline.evaluation.figures import Line
+from pipeline.evaluation.page import Album, View
+from pipeline.evaluation.results import PICTURE, Run
+from pipeline.evaluation.scores import Table
+from pipeline.evaluation.settings import SPLITS, Split
+from pipeline.evaluation.summary import NOT_LOSSES, PANELS, PICTURED
+from pipeline.evaluation.tables import TextTable
+
+Arms = Mapping[str, Mapping[int, Run]]
+NO_VALUES = pd.Series(dtype=float)
+
+
+def render(arms: Arms) -> str:
+    """The report as HTML; ``ValueError`` when the runs' scores do not compare."""
+    runs = _runs(arms)
+    sections = {
+        "Scores": "".join(_score_tables(arms, split) for split in SPLITS),
+        "What differs": _differing_settings(arms),
+        "Scores over steps": _noted(_score_charts(arms)),
+        "Training": _noted(_training_charts(arms)),
+        "An image by each arm": _image_by_arm(arms, Album(PICTURE)),
+        "Runs": _table_of_runs(arms),
+    }
+    count = f"{len(runs)} runs in {len(arms)} arm{'s' * (len(arms) > 1)}; the runs of one arm differ in the seed alone"
+    reasons = {run.name: summary.stop_reason(run) for run in runs}
+    alarms = [page.paragraph(f"{name} stopped: {reason}", "alarm") for name, reason in reasons.items() if reason]
+    return page.render("Comparison of runs", page.paragraph(count, "state") + "".join(alarms), sections)
+
+
+def chosen_table(arms: Arms, split: Split) -> TextTable:
+    """The arms' scores on a split by the chosen checkpoint of each run.
+
+    Raises:
+        ValueError: one of the runs has no scores on that split, or they do not compare.
+    """
+    for run in _runs(arms):
+        if summary.scores_of_chosen(run, split).empty:
+            raise ValueError(f"{run.url}: has no scores on the {split} split yet")
+    weights = _weights(arms)
+    rows = {run.url: summary.scores_of_chosen(run, split) for run in _runs(arms)}
+    return tables.arms_table(_by_arm(arms, rows, weights), f"chosen checkpoints, {weights} weights")
+
+
+def mean_of_newest(table: Table, count: int) -> Table:
+    """Each image's scores averaged over the newest ``count`` checkpoints, as the rows of one checkpoint.
+
+    An image that one of them could not score has no number, and the reason of one of them.
+    """
+    newest = table[table["step"].isin(sorted(table["step"].unique())[-count:])]
+    groups = newest.groupby(["split", "data", "key", "method", "metric", "protocol"], sort=False)
+    values = groups["value"].agg(lambda each: each.mean(skipna=False))
+    others = groups[["checkpoint", "step", "reason", "lpips_sha256", "libraries"]].first()
+    return others.join(values).reset_index()
+
+
+def _score_tables(arms: Arms, split: Split) -> str:
+    """The arms' scores on one split: of the chosen checkpoints, and of each run's last ones."""
+    runs = _runs(arms)
+    missing = [run.name for run in runs if summary.scores_of_chosen(run, split).empty]
+    if missing:
+        said = split == "dev" or len(missing) < len(runs)
+        return page.paragraph(f"No table of {split}: not scored on it yet: {', '.join(missing)}.", "note") * said
+    content = page.text_table(chosen_table(arms, split), f"Chosen checkpoints on the {split} split")
+    alike = {run.url: summary.scores_alike(run, split) for run in runs}
+    last = min([runs[0].config.evaluation.last, *(table["step"].nunique() for table in alike.values())])
+    if last > 1:
+        weights = _weights(arms)
+        of = f"mean of the last {last} checkpoints"
+        rows = _by_arm(arms, {url: mean_of_newest(table, last) for url, table in alike.items()}, weights)
+        table = tables.arms_table(rows, f"{of}, {weights} weights")
+        content += page.text_table(table, f"{of.capitalize()} on the {split} split")
+    return content
+
+
+def _differing_settings(arms: Arms) -> str:
+    identities = {arm: next(iter(seeds.values())).config.identity() for arm, seeds in arms.items()}
+    reference, *others = identities.values()
+    names = dict.fromkeys(name for other in others for name, _, _ in differences(reference, other) if name != "seed")
+    rows = [[name, *(summary.text(_at(identity, name)) for identity in identities.values())] for name in names]
+    return page.rows_table(["setting", *identities], rows) if rows else ""
+
+
+def _score_charts(arms: Arms) -> list[str]:
+    runs = [run for run in _runs(arms) if run.chosen is not None]
+    if not runs:
+        return []
+    weights = _weights(arms)
+    means = {run.url: summary.means_by_step(summary.scores_alike(run, "dev")) for run in runs}
+    columns = tables.shown_columns(pd.concat([summary.scores_of_chosen(run, "dev") for run in runs]))
+    return [
+        summary.chart(f"{summary.title(column)}, dev, {weights} weights", _lines(arms, means, (weights, *column)))
+        for column in columns
+    ]
+
+
+def _training_charts(arms: Arms) -> list[str]:
+    metrics = {run.url: summary.metrics_by_step(run) for run in _runs(arms)}
+    names = list(dict.fromkeys(name for table in metrics.values() for name in table))
+    losses = {name: "Loss" if name == "loss" else f"Loss term: {name}" for name in names if name not in NOT_LOSSES}
+    panels = {name: panel for name, panel in PANELS.items() if name in names}
+    return [
+        summary.chart(title, _lines(arms, metrics, name), log=name in losses)
+        for name, title in {**losses, **panels}.items()
+    ]
+
+
+def _noted(charts: Sequence[str]) -> str:
+    note = "Lines: mean over an arm's seeds, at the steps that all of them have come to. Bands: lowest to highest seed."
+    content = page.charts(charts)
+    return page.paragraph(note, "note") + content if content else ""
+
+
+def _image_by_arm(arms: Arms, album: Album) -> str:
+    """The worst image of the first run of which there is a picture by each arm."""
+    first = _runs(arms)[0]
+    shown = {arm: seeds.get(first.config.run.seed, next(iter(seeds.values()))) for arm, seeds in arms.items()}
+    pictures = {arm: run.pictures(run.chosen, "dev") if run.chosen else {} for arm, run in shown.items()}
+    order = summary.best_first(first, "dev")
+    common = [key for key in order if all("enhanced" in pictures[arm].get(key, {}) for arm in arms)]
+    if not common:
+        return ""
+    key = common[-1]
+    views = []
+    for arm, run in shown.items():
+        caption = summary.caption(summary.scores_of_chosen(run, "dev"), key, PICTURED)
+        views.append(View(arm, caption, storage.read_bytes(pictures[arm][key]["enhanced"])))
+    of_first = next(iter(pictures.values()))[key]
+    views += [View(name, "", storage.read_bytes(of_first[name])) for name in ("low", "clean") if name in of_first]
+    names = [view.name for view in views]
+    note = (
+        f"{key}: of the images pictured by each arm the worst of {first.name}, rank {order.index(key) + 1} of "
+        f"{len(order)}; by the {PICTURED} of the chosen checkpoints of {', '.join(run.name for run in shown.values())}."
+    )
+    return page.paragraph(note, "note") + album.comparison(views, names, [*names[1:], names[0]], name=key)
+
+
+def _table_of_runs(arms: Arms) -> str:
+    chosen = {run.url: summary.scores_of_chosen(run, "dev") for run in _runs(arms)}
+    scored = [table for table in chosen.values() if len(table)]
+    columns = tables.shown_columns(pd.concat(scored)) if scored else []
+    rows = []
+    for arm, seeds in arms.items():
+        for seed, run in seeds.items():
+            cells = summary.mean_texts(chosen[run.url], _weights(arms), columns)
+            rows.append([run.name, arm, str(seed), summary.progress(run), run.chosen or "none", *cells])
+    titles = [f"dev {title}" for title in tables.column_titles(columns)]
+    return page.rows_table(["run", "arm", "seed", "progress", "chosen checkpoint", *titles], rows)
+
+
+def _runs(arms: Arms) -> list[Run]:
+    return [run for seeds in arms.values() for run in seeds.values()]
+
+
+def _weights(arms: Arms) -> str:
+    """The method that is compared: the one that ranks the first run's checkpoints."""
+    return _runs(arms)[0].config.checkpoint.weights
+
+
+def _by_arm(arms: Arms, rows: Mapping[str, Table], method: str) -> dict[str, dict[int, Table]]:
+    return {
+        arm: {seed: rows[run.url][rows[run.url]["method"] == method] for seed, run in seeds.items()}
+        for arm, seeds in arms.items()
+    }
+
+
+def _lines(arms: Arms, tables_: Mapping[str, pd.DataFrame], column: Any) -> list[Line]:
+    """A line for each arm, from one column of its runs' tables by step."""
+    lines = []
+    for arm, seeds in arms.items():
+        columns = [tables_[run.url].get(column, NO_VALUES) for run in seeds.values() if run.url in tables_]
+        lines.append(Line.of_seeds(arm, columns))
+    return lines
+
+
+def _at(settings: Mapping[str, Any], name: str) -> Any:
+    value: Any = settings
+    for part in name.split("."):
+        value = value[part]
+    return value
