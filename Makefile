@@ -29,9 +29,10 @@ check: setup           ## Style, types and the import contract.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: setup $(PEERS)/.ready ## Measure the loader beside its peers, on PAIRS=DIR or else on scikit-image's photographs.
+bench: setup $(PEERS)/.ready ## Measure loader and evaluation, on PAIRS=DIR or else on scikit-image's photographs.
 	PYTHONPATH=$(PEERS):tests/helpers $(BIN)/python tests/benchmarks/compare.py --out build/bench/streaming.md \
 		$(if $(PAIRS),--pairs "$(PAIRS)")
+	$(BIN)/python tests/benchmarks/evaluation.py --out build/bench/evaluation.md $(if $(PAIRS),--pairs "$(PAIRS)")
 
 $(PEERS)/.ready: tests/benchmarks/requirements-peers.txt | setup
 	rm -rf $(PEERS)

@@ -61,12 +61,16 @@ def add_options(parser: argparse.ArgumentParser, model: type[BaseModel], prefix:
         if _is_model(field.annotation):
             add_options(parser, field.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
         else:
+            several: dict[str, Any] = (
+                {"nargs": "+", "action": _Several} if get_origin(field.annotation) is tuple else {}
+            )
             group.add_argument(
                 f"--{prefix}{name}".replace("_", "-"),
                 dest=f"{prefix}{name}",
                 type=_value,
                 metavar=_type_name(field.annotation),
                 help=_help(field),
+                **several,
             )
 
 
@@ -86,6 +90,17 @@ def nested(options: dict[str, Any]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
         node[leaf] = value
     return tree
+
+
+class _Several(argparse.Action):
+    """An option of several values, written ``[a, b]``, as in a settings file, or ``a b``."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        """Keep the values as one list."""
+        lists = [value if isinstance(value, list) else [value] for value in values]
+        setattr(namespace, self.dest, [value for values in lists for value in values])
 
 
 def _normalise_option(argument: str) -> str:

@@ -85,6 +85,17 @@ def parse_config(parser: argparse.ArgumentParser, argv: list[str] | None = None)
     return Config.model_validate(settings), {name: options[name] for name in options.keys() - overrides.keys()}
 
 
+def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """The settings in which two identities differ: dotted name, value before, value now."""
+    found: list[tuple[str, Any, Any]] = []
+    for name in before:
+        if isinstance(before[name], dict):
+            found += differences(before[name], now[name], f"{prefix}{name}.")
+        elif before[name] != now[name]:
+            found.append((f"{prefix}{name}", before[name], now[name]))
+    return found
+
+
 def read_settings(url: str) -> dict[str, Any]:
     """The mapping in a YAML file; ``ValueError`` naming the file when it is missing or holds something else."""
     try:

@@ -1,13 +1,22 @@
-"""Scores a checkpoint, or the best one of a run, on a packed split."""
+"""Scores a checkpoint, the chosen one of a run, or any method's pictures on a packed split, or compares several."""
 
-from pydantic import Field
+from collections.abc import Sequence
+from typing import Self
+
+import pandas as pd
+import ray
+from pydantic import Field, model_validator
 
 from iaml import Settings
-from pipeline import checkpoint, launch, storage
+from pipeline import launch, storage
 from pipeline.command_line import parse_settings, user_errors
-from pipeline.data.manifest import load_manifest
-from pipeline.evaluation import results
-from pipeline.evaluation.pool import Pool
+from pipeline.data.manifest import Manifest, load_manifest
+from pipeline.evaluation import scores, tables
+from pipeline.evaluation.candidates import Candidate, pictures_of
+from pipeline.evaluation.pool import Pool, sized
+from pipeline.evaluation.report import REPORT, write_report
+from pipeline.evaluation.results import Run
+from pipeline.evaluation.scores import Table
 from pipeline.evaluation.settings import EvaluationSettings, Split
 
 
@@ -22,31 +31,112 @@ class EvaluateData(Settings):
 class EvaluateSettings(Settings):
     """What to score, and on what."""
 
-    checkpoint: storage.Url = Field(
-        description="folder or s3:// URL of a checkpoint, or of a run for its best checkpoint"
+    checkpoint: storage.Url | None = Field(
+        None, description="folder or s3:// URL of a checkpoint, or of a run for the one that its dev scores choose"
     )
-    split: Split = Field("test", description="split to score; the test split is for the end, once")
+    images: storage.Url | None = Field(
+        None, description="folder of pictures that any method made, named as the pairs' low-light images were"
+    )
+    compare: tuple[storage.Url, ...] = Field(
+        (), description="two or more runs, checkpoints or folders of pictures, compared image by image with the first"
+    )
+    split: Split = Field("dev", description="split to score; the test split is for the end, once")
+    out: storage.Url | None = Field(None, description="Parquet file for each image's scores, besides the run's own")
     data: EvaluateData = EvaluateData()
     evaluation: EvaluationSettings = EvaluationSettings()
 
+    @model_validator(mode="after")
+    def _one_thing_to_do(self) -> Self:
+        if sum(map(bool, (self.checkpoint, self.images, self.compare))) != 1:
+            raise ValueError("give one of checkpoint, images and compare")
+        if len(self.compare) == 1:
+            raise ValueError("compare: needs two or more; to score one, use checkpoint or images")
+        return self
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """What is to be scored."""
+        return self.compare or tuple(url for url in (self.checkpoint, self.images) if url)
+
 
 def main() -> None:
-    """Score and print a table; scores, picture and the run's report are stored with the run."""
+    """Score and print a table; a run's scores, pictures and report are stored with the run."""
     settings = parse_settings(EvaluateSettings, description=__doc__ or "")
     with user_errors():
-        given = settings.checkpoint
-        config = checkpoint.read_config(given)
-        is_run = not storage.name_of(given).startswith(checkpoint.PREFIX)
-        url = results.best_checkpoint(given, config.checkpoint) if is_run else given
-        data = config.data.model_copy(update={"url": settings.data.url or config.data.url})
-        # where the run lies now, which is not where it was trained if it was moved since
-        folder, name, _ = url.rsplit("/", 2)
-        run = config.run.model_copy(update={"storage": folder, "name": name})
-        config = config.model_copy(update={"run": run, "data": data, "evaluation": settings.evaluation})
-        manifest = load_manifest(data.url)
-        with launch.cluster(config):
-            scores = Pool.start(config, manifest, settings.split).score(url)
-        results.show(config, scores)
+        candidates = [Candidate.find(url, settings.split) for url in settings.urls]
+        manifest = load_manifest(data_url(settings, candidates))
+        chosen = evaluate(settings, candidates, manifest)
+        (first, *others) = candidates
+        if others:
+            names = unique([candidate.name for candidate in candidates])
+            of_method = [rows[rows["method"] == each.method] for each, rows in zip(candidates, chosen, strict=True)]
+            print(f"\n{tables.candidates_table(dict(zip(names, of_method, strict=True)))}")
+        elif first.run:
+            run, page = Run.load(first.run), storage.join(first.run, REPORT)
+            write_report([run], page)
+            of_split = run.scores[run.scores["split"] == settings.split]
+            table = tables.checkpoint_table(chosen[0], of_split, run.config.evaluation.last)
+            print(f"\n{table}\n\nreport: {page}")
+        else:
+            print(f"\n{tables.checkpoint_table(chosen[0])}")
+        if settings.out:
+            scores.write(settings.out, pd.concat(chosen))
+
+
+def evaluate(settings: EvaluateSettings, candidates: Sequence[Candidate], manifest: Manifest) -> list[Table]:
+    """The rows of each candidate; what has been scored before is not scored again."""
+    split, evaluation = settings.split, evaluation_settings(settings, candidates)
+    records = manifest.pairs(split)
+    keys = [record.key for record in records]
+    pictures = {each.url: pictures_of(each.url, records) for each in candidates if each.config is None}
+    lpips = launch.check_scores(evaluation)
+    columns = evaluation.columns(lpips=not isinstance(lpips, str))
+    checksum = None if isinstance(lpips, str) else lpips.sha256
+
+    def stored(candidate: Candidate) -> Table:
+        table = candidate.table(split)
+        measured = pd.MultiIndex.from_frame(table[["protocol", "metric"]]).isin(evaluation.columns())
+        return table[(table["data"] == manifest.checksum) & measured]
+
+    wanted = [
+        each for candidate in candidates for each in candidate.with_newest(0 if settings.compare else evaluation.last)
+    ]
+    waiting = [each for each in wanted if not scores.covers(stored(each), keys, columns, checksum)]
+    found: dict[str, Table] = {}
+    if waiting:
+        with launch.cluster((evaluation.actors or 1) * evaluation.cpus_per_actor):
+            pool = Pool.start(sized(evaluation, len(keys), ray.available_resources()), manifest, split, lpips)
+            for each in waiting:
+                print(f"scoring {each.url}", flush=True)
+                if each.config:
+                    found[each.url] = pool.score(each.url, progress=True)
+                else:
+                    found[each.url] = pool.score_pictures(each.url, pictures[each.url], progress=True)
+    for run in {candidate.run for candidate in candidates if candidate.run}:
+        scores.put_together(run)
+    return [stored(each) if each.config else found[each.url] for each in candidates]
+
+
+def data_url(settings: EvaluateSettings, candidates: Sequence[Candidate]) -> str:
+    """The data set to score on: the one that is named, or else the one of the first run."""
+    configs = [candidate.config for candidate in candidates if candidate.config]
+    if settings.data.url is None and not configs:
+        raise ValueError("data.url: needed to score pictures: the packed data set that they were made from")
+    return settings.data.url or configs[0].data.url
+
+
+def evaluation_settings(settings: EvaluateSettings, candidates: Sequence[Candidate]) -> EvaluationSettings:
+    """The first run's own settings, overridden by those that are given; actors as this cluster has room for."""
+    given = settings.evaluation.model_dump(exclude_unset=True)
+    own = candidates[0].config.evaluation.model_dump() if candidates[0].config else {}
+    for name in ("actors", "gpus_per_actor", *(["lpips_weights"] if "lpips" in given else [])):
+        own.pop(name, None)
+    return EvaluationSettings.model_validate(own | given)
+
+
+def unique(names: Sequence[str]) -> list[str]:
+    """The names, numbered where two are the same."""
+    return [name if names.count(name) == 1 else f"{name} ({index + 1})" for index, name in enumerate(names)]
 
 
 if __name__ == "__main__":

@@ -18,10 +18,13 @@ from ray.train.torch import TorchTrainer
 
 from pipeline import storage
 from pipeline.checkpoint import PROVENANCE, SETTINGS, STOPPED
-from pipeline.config import Config, read_settings
+from pipeline.config import Config, differences, read_settings
 from pipeline.data.manifest import Manifest, load_manifest
-from pipeline.evaluation.pool import Pool, Validation
-from pipeline.evaluation.scoring import load_lpips
+from pipeline.evaluation.perceptual import BackboneWeights
+from pipeline.evaluation.pool import Pool, Validation, sized
+from pipeline.evaluation.results import unscored
+from pipeline.evaluation.scoring import find_lpips
+from pipeline.evaluation.settings import EvaluationSettings
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints
 LIBRARIES = ("torch", "ray", "deepspeed", "numpy", "pillow")
@@ -41,46 +44,63 @@ def check_data(config: Config) -> tuple[Manifest, ...]:
     return manifests
 
 
-def check_scores(config: Config) -> str:
-    """Where the LPIPS weights come from, or why there is no LPIPS; refuses to rank by a missing score."""
-    note = load_lpips(config.evaluation, "cpu")[1]
-    if "missing" not in note:
-        return f"LPIPS {note['backbone']} from {note['source']} (sha256 {note['sha256'][:12]})"
-    if config.checkpoint.metric == "lpips":
-        raise ValueError(f"checkpoint.metric is lpips, but LPIPS is not available: {note['missing']}")
-    return f"no LPIPS: {note['missing']}"
+def check_scores(evaluation: EvaluationSettings, ranking: str | None = None) -> BackboneWeights | str:
+    """The LPIPS weights, or why there are none, as is said in one line; refuses to rank by a missing score."""
+    found = find_lpips(evaluation)
+    if isinstance(found, str):
+        if ranking == "lpips":
+            raise ValueError(f"checkpoint.metric is lpips, but LPIPS is not available: {found}")
+        print(f"no LPIPS: {found}", flush=True)
+    else:
+        print(f"LPIPS {found.backbone} from {found.source} (sha256 {found.sha256})", flush=True)
+    return found
 
 
 @contextmanager
-def cluster(config: Config) -> Iterator[None]:
+def cluster(cpus: int) -> Iterator[None]:
     """Within, Ray runs: the cluster that RAY_ADDRESS names, or one on this machine for the time being.
 
-    On this machine Ray's count of CPUs is raised to what the run asks for, since they may be shared.
+    On this machine Ray's count of CPUs is raised to the ``cpus`` that are asked for, since they may be shared.
     """
     if "RAY_ADDRESS" in os.environ:
         ray.init()
     else:
-        ray.init(num_cpus=max(_cpus_needed(config), os.cpu_count() or 1))
+        ray.init(num_cpus=max(cpus, os.cpu_count() or 1))
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def with_devices(config: Config) -> Config:
-    """The settings with ``run.use_gpu`` decided by what the cluster has; ``ValueError`` when it has too little."""
+def cpus_needed(config: Config) -> int:
+    """CPU cores that a run takes at least."""
+    run, evaluation = config.run, config.evaluation
+    return run.workers * run.cpus_per_worker + (evaluation.actors or 1) * evaluation.cpus_per_actor
+
+
+def with_devices(config: Config, manifests: Sequence[Manifest]) -> Config:
+    """The settings with ``run.use_gpu`` and the evaluation actors decided by what the cluster has.
+
+    Raises:
+        ValueError: the cluster has too little.
+    """
     present = ray.cluster_resources()
-    gpus = present.get("GPU", 0.0)
-    needed = config.evaluation.actors * config.evaluation.gpus_per_actor
-    use_gpu = config.run.use_gpu if config.run.use_gpu is not None else gpus >= config.run.workers + needed
-    wanted = {"CPU": _cpus_needed(config), "GPU": config.run.workers * use_gpu + needed}
+    evaluation, run = config.evaluation, config.run
+    needed = (evaluation.actors or 1) * (evaluation.gpus_per_actor or 0.0)
+    use_gpu = run.use_gpu if run.use_gpu is not None else present.get("GPU", 0.0) >= run.workers + needed
+    wanted = {"CPU": cpus_needed(config), "GPU": run.workers * use_gpu + needed}
     for name, amount in wanted.items():
         if amount > present.get(name, 0.0):
             raise ValueError(
                 f"the run needs {amount:g} {name}s, the Ray cluster has {present.get(name, 0.0):g}; lower run.workers, "
                 "run.cpus_per_worker or evaluation.actors, or add nodes"
             )
-    return config.model_copy(update={"run": config.run.model_copy(update={"use_gpu": use_gpu})})
+    free = ray.available_resources()
+    training = {"CPU": run.workers * run.cpus_per_worker, "GPU": run.workers * use_gpu}
+    beside = {name: free.get(name, 0.0) - training[name] for name in training}
+    images = int(manifests[0].split(config.checkpoint.split).pairs.sum())
+    changes = {"run": run.model_copy(update={"use_gpu": use_gpu}), "evaluation": sized(evaluation, images, beside)}
+    return config.model_copy(update=changes)
 
 
 def check_run(config: Config, provenance: dict[str, Any]) -> None:
@@ -120,19 +140,46 @@ def provenance_of(manifests: Sequence[Manifest]) -> dict[str, Any]:
     }
 
 
-def fit(config: Config, manifests: Sequence[Manifest], provenance: dict[str, Any]) -> None:
-    """Train on all data sets, scoring each checkpoint on the first one's; returns when all are scored.
+def train(
+    config: Config, manifests: Sequence[Manifest], provenance: dict[str, Any], lpips: BackboneWeights | str
+) -> None:
+    """Train a run that has been checked, on all data sets, scoring each checkpoint on the first one's.
+
+    Returns when the last step is done and every checkpoint is scored.
+
+    Args:
+        config: its settings, as ``with_devices`` gave them.
+        manifests: of the data sets.
+        provenance: what ``provenance_of`` gave.
+        lpips: what ``check_scores`` gave.
 
     Raises:
         TrainingStoppedError: training gave up before its last step.
         ray.train.TrainingFailedError: the run failed more often than ``run.max_failures`` allows.
     """
+    claim(config, provenance)
+    # checkpoints are chosen by the development split; the test split is scored by evaluate.py alone
+    validation = Validation(config, Pool.start(config.evaluation, manifests[0], config.checkpoint.split, lpips))
+    stopped = storage.join(config.run.url, STOPPED)
+    try:
+        trainer(config, provenance, validation).fit()
+    except ray.train.TrainingFailedError as error:
+        if storage.exists(stopped):
+            raise TrainingStoppedError(storage.read_text(stopped)) from error
+        raise
+    # Ray forgets a checkpoint whose scoring was cut off together with its driver
+    for url in unscored(config.run.url):
+        validation.score(url)
+    if storage.exists(stopped):
+        raise TrainingStoppedError(storage.read_text(stopped))
+
+
+def trainer(config: Config, provenance: dict[str, Any], validation: Validation) -> TorchTrainer:
+    """Ray Train's trainer of a run."""
     from pipeline.training.loop import train  # brings DeepSpeed, which takes seconds and is not needed before
 
     filesystem, path = storage.arrow_filesystem(config.run.storage)
-    # checkpoints are chosen by the development split; the test split is scored by evaluate.py alone
-    validation = Validation(config, Pool.start(config, manifests[0], "dev"))
-    trainer = TorchTrainer(
+    return TorchTrainer(
         train,
         train_loop_config={"config": config.model_dump(mode="json"), "provenance": provenance},
         scaling_config=ScalingConfig(
@@ -156,15 +203,6 @@ def fit(config: Config, manifests: Sequence[Manifest], provenance: dict[str, Any
             fn=validation, ray_remote_kwargs={"num_cpus": 0, "scheduling_strategy": "SPREAD"}
         ),
     )
-    stopped = storage.join(config.run.url, STOPPED)
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        if storage.exists(stopped):
-            raise TrainingStoppedError(storage.read_text(stopped)) from error
-        raise
-    if storage.exists(stopped):
-        raise TrainingStoppedError(storage.read_text(stopped))
 
 
 def _refuse_leaks(manifests: Sequence[Manifest]) -> None:
@@ -187,32 +225,18 @@ def _refuse_leaks(manifests: Sequence[Manifest]) -> None:
             )
 
 
-def _cpus_needed(config: Config) -> int:
-    return config.run.workers * config.run.cpus_per_worker + config.evaluation.actors * config.evaluation.cpus_per_actor
-
-
 def _refuse_another_run(config: Config, provenance: dict[str, Any], url: str) -> None:
     before = Config.model_validate(read_settings(storage.join(url, SETTINGS)))
-    differences = _differences(before.identity(), config.identity())
+    found = [f"{name}: {old} before, {new} now" for name, old, new in differences(before.identity(), config.identity())]
     checksums = json.loads(storage.read_text(storage.join(url, PROVENANCE)))["manifest_sha256"]
     if checksums != provenance["manifest_sha256"]:
         shown = (", ".join(one[:12] for one in several) for several in (checksums, provenance["manifest_sha256"]))
-        differences.append("data: manifest {} before, {} now".format(*shown))
-    if differences:
+        found.append("data: manifest {} before, {} now".format(*shown))
+    if found:
         raise ValueError(
             f"{url}: a run of this name exists with other settings or data; choose another run.name\n  "
-            + "\n  ".join(differences)
+            + "\n  ".join(found)
         )
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for name in before:
-        if isinstance(before[name], dict):
-            found += _differences(before[name], now[name], f"{prefix}{name}.")
-        elif before[name] != now[name]:
-            found.append(f"{prefix}{name}: {before[name]} before, {now[name]} now")
-    return found
 
 
 def _set_torn_snapshot_aside(url: str) -> None:

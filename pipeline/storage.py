@@ -128,11 +128,15 @@ def write_bytes(url: str, data: bytes, *, patience_s: float = s3.PATIENCE_S) -> 
     target = Path(absolute(url))
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_name(target)
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(target)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except OSError:  # a full disk must not keep half of it
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_text(url: str, text: str) -> None:
@@ -145,17 +149,21 @@ def read_text(url: str) -> str:
     return read_bytes(url).decode()
 
 
-def upload_folder(local: Path, url: str, *, last: str) -> None:
+def upload_folder(local: Path, url: str, *, last: str | None = None) -> None:
     """Copy a folder of files whole or not at all, replacing one of the same name.
 
     On a local file system the folder is written beside its place and renamed. Object stores have no
     rename of folders, so the file named ``last`` is written last: a folder without it is incomplete.
     """
-    names = sorted(path.name for path in local.iterdir())
-    assert last in names, f"{last} is missing in {local}"
+    names = sorted((path.name for path in local.iterdir()), key=lambda name: (name == last, name))
+    assert last in (None, *names), f"{last} is missing in {local}"
     target = Path(absolute(url)) if is_local(url) else None
     place = str(_temporary_name(target)) if target else url
-    for name in [*(name for name in names if name != last), last]:
+    if target:
+        Path(place).mkdir(parents=True)
+    else:
+        delete(url)
+    for name in names:
         write_bytes(join(place, name), (local / name).read_bytes())
     if target:
         shutil.rmtree(target, ignore_errors=True)

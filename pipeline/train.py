@@ -6,6 +6,8 @@ from pipeline import launch, storage
 from pipeline.command_line import argument_parser, user_errors
 from pipeline.config import Config, parse_config
 from pipeline.evaluation import results
+from pipeline.evaluation.report import REPORT, write_report
+from pipeline.evaluation.results import Run
 
 DRY_RUN_STEPS = 2
 
@@ -22,7 +24,7 @@ def main() -> None:
             dry_run(config)
         else:
             run(config)
-            show_best(config)
+            show(config)
 
 
 def run(config: Config) -> None:
@@ -30,26 +32,25 @@ def run(config: Config) -> None:
     manifests = launch.check_data(config)
     provenance = launch.provenance_of(manifests)
     launch.check_run(config, provenance)
-    if results.is_finished(config):
+    if results.is_finished(config.run.url, config.train.steps):
         print(f"{config.run.url}: all {config.train.steps} steps are done and every checkpoint is scored")
         return
-    lpips = launch.check_scores(config)
-    with launch.cluster(config):
-        config = launch.with_devices(config)
-        print(f"{config.to_yaml()}\n{lpips}", flush=True)
-        launch.claim(config, provenance)
+    lpips = launch.check_scores(config.evaluation, config.checkpoint.metric)
+    with launch.cluster(launch.cpus_needed(config)):
+        config = launch.with_devices(config, manifests)
+        print(config.to_yaml(), flush=True)
         try:
-            launch.fit(config, manifests, provenance)
+            launch.train(config, manifests, provenance, lpips)
         except launch.TrainingStoppedError as reason:
             sys.exit(f"training stopped: {reason}")
 
 
-def show_best(config: Config) -> None:
-    """Print the best checkpoint's table and where the report is."""
-    best = results.ranked(results.read_scores(config.run.url), config.checkpoint)
-    if not best:
-        raise ValueError(f"{config.run.url}: no checkpoint could be scored; the reasons are in the output above")
-    results.show(config, best[0])
+def show(config: Config) -> None:
+    """Print the chosen checkpoint's table and where the report is."""
+    finished = Run.load(config.run.url)
+    page = storage.join(finished.url, REPORT)
+    write_report([finished], page)
+    print(f"\n{finished.table(config.checkpoint.split)}\n\nreport: {page}")
 
 
 def dry_run(config: Config) -> None:

@@ -32,6 +32,16 @@ def command(ray_head: RayHead) -> Command:
     return Command(ray_head)
 
 
+@pytest.fixture(scope="module")
+def driver(ray_head: RayHead) -> Iterator[None]:
+    """Makes the tests' own process a driver on the session's Ray cluster."""
+    import ray
+
+    ray.init(address=ray_head.address, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     """URL of a packed data set with two test pairs."""

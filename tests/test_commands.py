@@ -5,7 +5,9 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import ray
 import yaml
@@ -14,6 +16,7 @@ from datasets import packed, write_pairs
 from PIL import Image
 
 from pipeline import pack, storage, train
+from pipeline.data.pairing import find_pairs
 
 
 @pytest.fixture
@@ -39,6 +42,8 @@ def test_training_ends_in_a_table_and_a_report(trained):
     for method in ("input", "gamma", "student", "averaged"):
         assert re.search(rf"^{method} +\d+\.\d\d +\d\.\d{{4}}", output, re.MULTILINE)
     assert f"report: {run}/report.html" in output
+    assert re.search(r"^  mean of last 4 +\d", output, re.MULTILINE)
+    assert re.search(r"^LPIPS alex from .*alexnet.* \(sha256 \w{64}\)$", output, re.MULTILINE)
     assert "<img" in (run / "report.html").read_text()
 
 
@@ -55,10 +60,16 @@ def test_settings_are_printed_resolved_and_stored(trained):
 
 def test_every_checkpoint_is_scored_while_training_goes_on(trained):
     run, _, _ = trained
-    for step in (24, 36, 48):
-        scores = json.loads((run / f"checkpoint-{step:08d}/scores-dev.json").read_text())
-        assert (scores["step"], scores["split"], scores["protocol"]) == (step, "dev", "rgb_u8")
-        assert scores["methods"].keys() == {"input", "gamma", "student", "averaged"}
+    table = pd.read_parquet(run / "scores.parquet")
+    assert set(table["step"]) == {12, 24, 36, 48} and set(table["split"]) == {"dev"}
+    assert set(table["method"]) == {"input", "gamma", "student", "averaged"}
+    assert set(zip(table["protocol"], table["metric"], strict=True)) == {
+        ("rgb_u8", "psnr"), ("rgb_u8", "ssim"), ("alex", "lpips"),
+    }  # fmt: skip
+    assert table.groupby(["step", "method", "metric"])["key"].nunique().eq(3).all() and table["value"].notna().all()
+    (manifest,) = json.loads((run / "provenance.json").read_text())["manifest_sha256"]
+    assert set(table["data"]) == {manifest} and table["libraries"].str.contains("torch").all()
+    for step in (12, 24, 36, 48):
         picture = Image.open(run / f"checkpoint-{step:08d}/grid-dev.png")
         assert picture.width > picture.height / 2
 
@@ -90,15 +101,64 @@ def test_other_settings_or_data_under_the_same_name_are_refused(trained, refusal
     assert re.search(r"data: manifest \w{12} before, \w{12} now", message)
 
 
-def test_evaluate_scores_the_best_checkpoint_on_the_test_split(trained, command, shards, tmp_path):
-    run = tmp_path / "moved"
+@pytest.fixture(scope="module")
+def tested(trained, command, shards, tmp_path_factory):
+    """A copy of the finished run, moved elsewhere, whose test split has been scored, and what that printed."""
+    run = tmp_path_factory.mktemp("moved") / "run"
     shutil.copytree(trained[0], run)
-    output = command("pipeline/evaluate.py", "--checkpoint", str(run), "--data.url", shards, "--split", "test")
+    arguments = ["--checkpoint", str(run), "--data.url", shards, "--split", "test"]
+    return run, arguments, command("pipeline/evaluate.py", *arguments)
+
+
+def test_evaluate_scores_the_chosen_checkpoint_and_the_last_ones_on_the_test_split(tested):
+    run, _, output = tested
     assert f"report: {run}/report.html" in output
     assert re.search(r"split: test, protocol: rgb_u8.* 2 images", output)
-    assert re.search(r"^student +\d", output, re.MULTILINE)
-    (scores,) = run.glob("checkpoint-*/scores-test.json")
-    assert {row["key"] for row in json.loads(scores.read_text())["images"]} == {"test-0", "test-1"}
+    assert re.search(r"^student +\d.*\n  mean of last \d +\d", output, re.MULTILINE)
+    scored = pd.read_parquet(run / "scores.parquet").query("split == 'test'")
+    assert {"test-0", "test-1"} == set(scored["key"])
+    assert set(scored["step"]) >= {24, 36, 48}
+    assert "On the test split" in (run / "report.html").read_text()
+
+
+def test_the_test_split_is_scored_once(tested, command):
+    _, arguments, before = tested
+    output = command("pipeline/evaluate.py", *arguments, timeout_s=60)
+    assert "scoring" not in output
+    assert before.endswith(output.partition("\n\n")[2])
+
+
+def test_evaluate_compares_runs_checkpoints_and_pictures(tested, command, shards, tmp_path):
+    run = tested[0]
+    for pair in find_pairs(Path(shards).parent / "source"):
+        if pair.split == "test":
+            shutil.copy(pair.high, tmp_path / pair.low.name)
+    compared = [str(run), str(run / "checkpoint-00000036"), str(tmp_path)]
+    out = tmp_path / "scores.parquet"
+    arguments = ["--compare", *compared, "--data.url", shards, "--split", "test", "--out", str(out)]
+    output = command("pipeline/evaluate.py", *arguments)
+    number = r"[+-]\d+\.\d+"
+    assert re.search(
+        rf"^run/checkpoint-00000036 minus the first +{number} \[{number}, {number}\]", output, re.MULTILINE
+    )
+    assert re.search(rf"^{tmp_path.name} +inf +1\.0000 +0\.0000$", output, re.MULTILINE)
+    assert set(pd.read_parquet(out)["method"]) == {"input", "gamma", "student", "averaged", "images"}
+
+
+def test_ablations_end_in_a_table_of_arms_over_seeds(command, shards, tmp_path):
+    changes = {"--data.url": shards, "--run.storage": str(tmp_path), "--run.name": "arms"}
+    arguments = [*options(**changes), "--arms", "no-mirror", "--seeds", "7"]
+    output = command("pipeline/ablate.py", *arguments)
+    for arm in ("reference", "mirror_weight 0.0"):
+        assert re.search(rf"^{arm} +1 +\d+\.\d\d ", output, re.MULTILINE)
+    assert (tmp_path / "arms/no-mirror-seed7/checkpoint-00000004/student.safetensors").exists()
+    assert f"report: {tmp_path}/arms/report.html" in output
+    again = command("pipeline/ablate.py", *arguments, timeout_s=60)
+    assert output.endswith(again)
+    runs = [str(tmp_path / f"arms/{arm}-seed7") for arm in ("reference", "no-mirror")]
+    page = tmp_path / "page.html"
+    assert command("pipeline/report.py", *runs, "--out", str(page), timeout_s=60) == f"report: {page}\n"
+    assert "mirror_weight" in page.read_text()
 
 
 def test_dry_run_checks_everything_and_leaves_nothing(command, shards, tmp_path):
@@ -144,6 +204,7 @@ def test_a_damaged_shard_stops_the_run_with_its_name_and_reason(command, shards,
         ({"--data.url": "/no/such/data"}, "/no/such/data/manifest.parquet: there is no manifest; check the path"),
         ({"--data.url": "s3://no-such-bucket/set"}, "no-such-bucket/set/manifest.parquet: there is no such bucket"),
         ({"--data.weights": "[1, 2]"}, "data: weights have no effect without extra_urls"),
+        ({"--checkpoint.split": "test"}, "checkpoint.split: checkpoints are not chosen by the test split"),
         ({"--evaluation.lpips": "alex", "--evaluation.lpips-weights": "/no/such/file.pth"}, "/no/such/file.pth"),
     ],
 )

@@ -5,7 +5,10 @@ import re
 import signal
 import time
 
+import pandas as pd
 from commands import WEIGHTS, without_colours
+
+from pipeline.evaluation import results, scores
 
 
 def kill_after(process, step, find_victim):
@@ -40,3 +43,7 @@ def test_killed_worker_and_driver_leave_no_trace(trained, command):
     lines = [(run / "metrics.jsonl").read_text().splitlines() for run in (whole, torn)]
     without_rate = [[re.sub(r'"images_per_s": [\d.]+', "", line) for line in run] for run in lines]
     assert without_rate[0] == without_rate[1]
+    # the driver died with a checkpoint that was not scored yet, of which Ray knows nothing any more
+    assert results.unscored(str(torn)) == []
+    tables = [scores.read_run(str(run)).query("metric != 'lpips' and step == 48") for run in (whole, torn)]
+    pd.testing.assert_frame_equal(*(table.reset_index(drop=True) for table in tables))

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -68,6 +68,33 @@ def find_pairs(source: Path) -> list[Pair]:
     return _with_unique_keys(sorted(pairs, key=lambda pair: pair.key))
 
 
+def match_pictures(folder: Path, keys: Iterable[str]) -> dict[str, Path]:
+    """The picture of each packed pair in a folder of some method's output, by the pair's key.
+
+    A file is named as the pair's images were, or by the key; files for other pairs are passed over.
+
+    Raises:
+        ValueError: a pair has no picture, or several.
+    """
+    found: dict[str, list[Path]] = {}
+    for path in images_under(folder):
+        between = [name for name in path.relative_to(folder).parts[:-1] if name.lower() not in {*SIDES, *SPLITS}]
+        for name in {_cleaned([*between, _identifier(path.stem)]), _cleaned([path.stem])}:
+            found.setdefault(name, []).append(path)
+    pictures, missing = {}, []
+    for key in keys:
+        paths = found.get(key) or found.get(key.partition("-")[2]) or []
+        if len(paths) > 1:
+            raise ValueError(f"{paths[0]} and {paths[1]} could both be the picture of {key}; keep one of them")
+        if paths:
+            pictures[key] = paths[0]
+        else:
+            missing.append(key)
+    if missing:
+        raise ValueError(f"{folder}: {len(missing)} images of the split have no picture here:\n{listed(missing)}")
+    return pictures
+
+
 def images_under(folder: Path) -> Iterator[Path]:
     """Every image file under ``folder`` in a fixed order; hidden files (``._1.png``) are left out."""
     for parent, folders, names in os.walk(folder, followlinks=True):
@@ -114,8 +141,11 @@ def _pair(top: str, place: Place, low: Path, high: Path) -> Pair:
         )
     split = splits.pop() if splits else "train"
     between = [name for name in folders if name.lower() not in SPLITS]
-    key = "-".join([split, *between, identifier])
-    return Pair(re.sub(r"[^A-Za-z0-9_-]", "_", key), low, high, split)
+    return Pair(_cleaned([split, *between, identifier]), low, high, split)
+
+
+def _cleaned(parts: Sequence[str]) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]", "_", "-".join(parts))
 
 
 def _with_unique_keys(pairs: list[Pair]) -> list[Pair]:

@@ -4,72 +4,158 @@ Ray Train runs ``Validation`` in a task of its own for each checkpoint, one afte
 goes on, and ranks the checkpoints by what it returns.
 """
 
-import json
-from collections.abc import Sequence
+import math
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import ray
 import ray.train
+from PIL import Image
+from ray.exceptions import RayError
+from tqdm import tqdm
 
 from pipeline import checkpoint as checkpoints
 from pipeline import storage
 from pipeline.config import Config
-from pipeline.data.manifest import Manifest, PairRecord
+from pipeline.data.images import read_rgb
+from pipeline.data.manifest import Manifest
+from pipeline.evaluation import scores
+from pipeline.evaluation.dispatch import DEATHS, Dispatch, Task
 from pipeline.evaluation.images import image_grid
-from pipeline.evaluation.results import Scores, grid_file, prune, scores_file
-from pipeline.evaluation.scoring import Scorer, fit_gamma, summarise
-from pipeline.evaluation.settings import Split
+from pipeline.evaluation.perceptual import BackboneWeights
+from pipeline.evaluation.results import PICTURE, grid_file, pictures_folder, prune, score_of_images
+from pipeline.evaluation.scores import Table, scores_file
+from pipeline.evaluation.scoring import LIBRARIES, Row, Scorer, Shared, fit_gamma
+from pipeline.evaluation.settings import EvaluationSettings, Split
+from pipeline.training.monitor import say
 
-RESTARTS = 3  # of an evaluation actor that dies, and tries of what it was scoring
-COLUMNS = ("low", "gamma correction", "enhanced", "clean")
+IMAGES_PER_ACTOR = 4  # fewer are not worth an actor's start
+GPU_SHARE = 0.5
+EXTREMES = 2  # best and worst images of which pictures are kept
+QUALITY = 90  # of those pictures, WebP
+COLUMNS = {"low": "low", "gamma": "gamma correction", "enhanced": "enhanced", "clean": "clean"}
+
+
+def sized(settings: EvaluationSettings, images: int, free: Mapping[str, float]) -> EvaluationSettings:
+    """The settings with the number of actors and their GPU share decided by what is free beside training."""
+    share = settings.gpus_per_actor
+    if share is None:
+        share = GPU_SHARE if free.get("GPU", 0.0) >= 1 else 0.0
+    actors = settings.actors
+    if actors is None:
+        room = free.get("CPU", 0.0) / settings.cpus_per_actor
+        room = min(room, free.get("GPU", 0.0) / share) if share else room
+        actors = max(1, min(int(room), math.ceil(images / IMAGES_PER_ACTOR)))
+    return settings.model_copy(update={"actors": actors, "gpus_per_actor": share})
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Evaluation actors that share a split, decoded; they live as long as the driver that started them."""
+    """Evaluation actors that share a split, decoded; they live as long as the driver that started them.
+
+    Attributes:
+        actors: handles of ``Scorer``.
+        shares: keys of the images that each of them holds.
+        settings: protocols, LPIPS, pictures.
+        split: which split.
+        data: SHA-256 of the data set's manifest.
+        lpips: reference to what ``find_lpips`` found, since the actors' nodes may lack it.
+    """
 
     actors: Sequence[Any]
+    shares: Sequence[Sequence[str]]
+    settings: EvaluationSettings
     split: Split
-    protocol: str
-    shown: tuple[str, ...]
+    data: str
+    lpips: ray.ObjectRef
 
     @classmethod
-    def start(cls, config: Config, manifest: Manifest, split: Split) -> "Pool":
-        """Start the actors; each decodes its share of ``split`` meanwhile."""
-        settings, records = config.evaluation, manifest.pairs(split)
+    def start(
+        cls, settings: EvaluationSettings, manifest: Manifest, split: Split, lpips: BackboneWeights | str
+    ) -> "Pool":
+        """Start the actors; each decodes its share of ``split`` meanwhile.
+
+        Args:
+            settings: as ``sized`` gave them.
+            manifest: the data set.
+            split: which of its splits.
+            lpips: what ``find_lpips`` found.
+        """
+        assert settings.actors is not None and settings.gpus_per_actor is not None
         actor = ray.remote(
             num_cpus=settings.cpus_per_actor,
             num_gpus=settings.gpus_per_actor,
-            max_restarts=RESTARTS,
-            max_task_retries=RESTARTS,
+            max_restarts=-1,  # also on another node
+            scheduling_strategy="SPREAD",
         )(Scorer)
-        gamma = fit_gamma(manifest)
+        keys = [record.key for record in manifest.pairs(split)]
+        count = min(settings.actors, len(keys))
         device = "cuda" if settings.gpus_per_actor else "cpu"
-        shares = [records[index :: settings.actors] for index in range(min(settings.actors, len(records)))]
-        actors = [actor.remote(manifest.url, share, config.network, settings, gamma, device) for share in shares]
-        return cls(actors, split, settings.protocol, _evenly(records, settings.grid_images))
+        arguments = (count, settings, fit_gamma(manifest), device)
+        actors = [actor.remote(manifest.url, split, index, *arguments) for index in range(count)]
+        shares = [keys[index::count] for index in range(count)]
+        return cls(actors, shares, settings, split, manifest.checksum, ray.put(lpips))
 
-    def score(self, url: str) -> Scores:
-        """Score the checkpoint at ``url``; stores its scores and a picture beside it."""
-        shares = [actor.score.remote(url) for actor in self.actors]
-        pictures = [actor.pictures.remote(url, self.shown) for actor in self.actors]
-        note = self.actors[0].lpips_note.remote()
-        images = sorted((row for rows in ray.get(shares) for row in rows), key=lambda row: (row["method"], row["key"]))
-        scores = {
-            "checkpoint": storage.name_of(url),
-            "step": checkpoints.read_progress(url).step,
-            "split": self.split,
-            "protocol": self.protocol,
-            "lpips": ray.get(note),
-            "methods": summarise(images),
-            "images": images,
-        }
-        by_key = {key: row for part in ray.get(pictures) for key, row in part.items()}
-        grid = image_grid([by_key[key] for key in self.shown], COLUMNS, self.shown)
-        storage.write_bytes(storage.join(url, grid_file(self.split)), grid)
-        storage.write_text(storage.join(url, scores_file(self.split)), json.dumps(scores, indent=2))
-        return scores
+    def score(self, url: str, *, progress: bool = False) -> Table:
+        """Score the checkpoint at ``url``; pictures and, last, its scores are stored beside it."""
+        config = checkpoints.read_config(url).model_copy(update={"evaluation": self.settings})
+        shared = Shared(self.lpips, ray.put(checkpoints.load_candidates(url, config.network)))
+        found = self._each(lambda actor, key: actor.score.remote(key, shared), progress=progress)
+        table = self._table(url, checkpoints.read_progress(url).step, found, ("input", "gamma", "student", "averaged"))
+        self._store_pictures(url, score_of_images(table, config), shared)
+        return scores.store(storage.join(url, scores_file(self.split)), table)
+
+    def score_pictures(self, url: str, pictures: Mapping[str, Path], *, progress: bool = False) -> Table:
+        """Score pictures made elsewhere, one for each key of the split; ``url`` names them."""
+        shared = Shared(self.lpips)
+        found = self._each(
+            lambda actor, key: actor.score_picture.remote(key, read_rgb(pictures[key]), shared), progress=progress
+        )
+        return self._table(url, 0, found, ("input", "gamma", "images"))
+
+    def _each(self, task: Task, *, keys: Collection[str] | None = None, progress: bool = False) -> dict[str, Any]:
+        """What ``task(actor, key)`` gives for each of ``keys``, all by default."""
+        shares = [[key for key in share if keys is None or key in keys] for share in self.shares]
+        results = Dispatch(self.actors, shares, task).results()
+        return dict(tqdm(results, "scoring", sum(map(len, shares)), unit="image", disable=not progress))
+
+    def _table(self, url: str, step: int, found: Mapping[str, list[Row] | RayError], methods: Sequence[str]) -> Table:
+        """All rows, image by image, those included that only say why an image could not be scored."""
+        common = {"checkpoint": storage.name_of(url), "step": step, "split": self.split, "data": self.data}
+        rows: list[Row] = []
+        for key in sorted(found):
+            outcome = found[key]
+            if isinstance(outcome, RayError):
+                outcome = _rows_without(self.settings, methods, key, outcome)
+            rows += outcome
+        return scores.table_of([row | common for row in rows])
+
+    def _store_pictures(self, url: str, values: pd.Series, shared: Shared) -> None:
+        """Pictures of the best and the worst images by ``values``, and of some fixed ones, and a grid of the latter."""
+        fixed = self._evenly(self.settings.grid_images)
+        order = list(values.dropna().sort_values().index)
+        wanted = {*fixed, *order[:EXTREMES], *order[-EXTREMES:]}
+        found = self._each(lambda actor, key: actor.views.remote(key, shared), keys=wanted)
+        views = {key: made for key, made in found.items() if made and not isinstance(made, RayError)}
+        with tempfile.TemporaryDirectory() as folder:
+            for key, made in views.items():
+                for view, picture in made.items():
+                    Image.fromarray(picture).save(Path(folder, f"{key}.{view}.{PICTURE}"), quality=QUALITY)
+            storage.upload_folder(Path(folder), storage.join(url, pictures_folder(self.split)))
+        shown = [key for key in fixed if key in views]
+        if shown:
+            grid = image_grid([[views[key][view] for view in COLUMNS] for key in shown], list(COLUMNS.values()), shown)
+            storage.write_bytes(storage.join(url, grid_file(self.split)), grid)
+
+    def _evenly(self, count: int) -> list[str]:
+        """So many keys, spread evenly over all of them."""
+        keys = sorted(key for share in self.shares for key in share)
+        count = min(count, len(keys))
+        return [keys[index * len(keys) // count] for index in range(count)]
 
 
 @dataclass(frozen=True)
@@ -80,16 +166,24 @@ class Validation:
     pool: Pool
 
     def __call__(self, checkpoint: ray.train.Checkpoint) -> dict[str, float]:
-        """The checkpoint's scores as Ray Train's metrics, such as ``dev_student_psnr``."""
-        run = self.config.run.url
-        means = self.pool.score(storage.join(run, storage.name_of(checkpoint.path)))["methods"]
-        prune(run, self.config.checkpoint)
-        return {
-            f"{self.pool.split}_{method}_{name}": value for method in means for name, value in means[method].items()
-        }
+        """The score that ranks the checkpoint; one that is not finite leaves it behind all others."""
+        score = self.score(storage.join(self.config.run.url, storage.name_of(checkpoint.path)))
+        return {self.config.checkpoint.ranking: score} if math.isfinite(score) else {}
+
+    def score(self, url: str) -> float:
+        """Score the run's checkpoint at ``url``; returns the score that ranks it."""
+        score = float(score_of_images(self.pool.score(url), self.config).mean(skipna=False))
+        table = scores.put_together(self.config.run.url)
+        prune(self.config, table[table["data"] == self.pool.data])
+        say(f"{storage.name_of(url)} scored: {self.config.checkpoint.ranking} {score:.4f}")
+        return score
 
 
-def _evenly(records: Sequence[PairRecord], count: int) -> tuple[str, ...]:
-    """Keys of ``count`` records spread evenly over all of them."""
-    count = min(count, len(records))
-    return tuple(records[index * len(records) // count].key for index in range(count))
+def _rows_without(settings: EvaluationSettings, methods: Sequence[str], key: str, death: RayError) -> list[Row]:
+    """Rows of an image that no actor survived."""
+    reason = f"{DEATHS} evaluation actors died of it, the last one so: {death}"
+    return [
+        {"key": key, "method": method, "protocol": protocol, "metric": metric, "reason": reason, "libraries": LIBRARIES}
+        for method in methods
+        for protocol, metric in settings.columns()
+    ]

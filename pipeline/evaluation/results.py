@@ -1,24 +1,31 @@
-"""What a run has been scored: which checkpoint is best, which keep their weights, and its report."""
+"""What a run has been scored: which checkpoint is best, which keep their weights, and all that its report shows."""
 
 import json
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import pandas as pd
+
 from pipeline import checkpoint, storage
-from pipeline.config import Config
-from pipeline.evaluation.report import format_table, render_report
-from pipeline.evaluation.settings import SPLITS, Split
+from pipeline.checkpoint import read_config
+from pipeline.config import Config, differences
+from pipeline.evaluation import scores
+from pipeline.evaluation.scores import Table, scores_file
+from pipeline.evaluation.settings import Split
+from pipeline.evaluation.tables import TextTable, checkpoint_table
 from pipeline.training.monitor import read_metrics
-from pipeline.training.settings import CheckpointSettings
 
-REPORT = "report.html"
-GRIDS_SHOWN = 6  # pictures in the report: the newest checkpoints', and the best one's
-Scores = dict[str, Any]
+VIEWS = ("low", "gamma", "enhanced", "clean", "error")  # of an image, as pictures show it
+BRIGHTEST_ERROR = 0.5  # mean difference over the channels at which the map of errors ends
+PICTURE = "webp"
 
 
-def scores_file(split: Split) -> str:
-    """Name of the file beside a checkpoint that holds its scores on ``split``."""
-    return f"scores-{split}.json"
+def pictures_folder(split: Split) -> str:
+    """Name of the folder beside a checkpoint with pictures of some images of ``split``: ``KEY.VIEW.webp``."""
+    return f"pictures-{split}"
 
 
 def grid_file(split: Split) -> str:
@@ -26,83 +33,151 @@ def grid_file(split: Split) -> str:
     return f"grid-{split}.png"
 
 
-def read_scores(run: str, split: Split = "dev") -> list[Scores]:
-    """The scores of the run's checkpoints on ``split``, oldest first; those not scored are left out."""
-    names = [name for name in storage.listdir(run) if name.startswith(checkpoint.PREFIX)]
-    urls = [storage.join(run, name, scores_file(split)) for name in names]
-    return [json.loads(storage.read_text(url)) for url in urls if storage.exists(url)]
+@dataclass(frozen=True)
+class Run:
+    """A run as it lies in its folder, finished or not.
+
+    Attributes:
+        url: its folder.
+        config: its resolved settings.
+        provenance: what else its weights come from.
+        metrics: records of training: ``step``, the loss terms, ``learning_rate``, ``images_per_s`` ...
+        scores: every number of every scored checkpoint.
+    """
+
+    url: str
+    config: Config
+    provenance: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    scores: Table
+
+    @classmethod
+    def load(cls, url: str) -> "Run":
+        """Read the run in the folder ``url``; ``ValueError`` when there is none."""
+        config = read_config(url)
+        provenance = json.loads(storage.read_text(storage.join(url, checkpoint.PROVENANCE)))
+        return cls(url, config, provenance, read_metrics(url), scores.read_run(url))
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return storage.name_of(self.url)
+
+    @cached_property
+    def chosen(self) -> str | None:
+        """Name of the best checkpoint by the development split; none while none has been scored."""
+        order = ranked(self.scores[self.scores["data"] == data_of(self.provenance)], self.config)
+        return order[0] if order else None
+
+    def scores_of(self, name: str, split: Split) -> Table:
+        """A checkpoint's scores on one split; empty when there are none.
+
+        On the development split they are those of the run's own data, on the test split of the data scored last.
+        """
+        rows = self.scores[(self.scores["checkpoint"] == name) & (self.scores["split"] == split)]
+        data = data_of(self.provenance) if split == "dev" else rows["data"].iloc[-1:].max()
+        return rows[rows["data"] == data]
+
+    def table(self, split: Split) -> TextTable:
+        """The chosen checkpoint's scores beside the mean of the last ones; ``ValueError`` when there are none."""
+        if self.chosen is None:
+            raise ValueError(f"{self.url}: no checkpoint could be scored; the reasons are in the output above")
+        rows = self.scores_of(self.chosen, split)
+        if rows.empty:
+            raise ValueError(f"{self.url}: {self.chosen} has not been scored on the {split} split")
+        return checkpoint_table(rows, self.scores[self.scores["split"] == split], self.config.evaluation.last)
+
+    def pictures(self, name: str, split: Split) -> Mapping[str, Mapping[str, str]]:
+        """URLs of a checkpoint's pictures of ``split``, by image and view."""
+        folder = storage.join(self.url, name, pictures_folder(split))
+        urls: dict[str, dict[str, str]] = {}
+        for file in storage.listdir(folder):
+            key, view, _ = file.rsplit(".", 2)
+            urls.setdefault(key, {})[view] = storage.join(folder, file)
+        return urls
 
 
-def ranked(scores: list[Scores], settings: CheckpointSettings) -> list[Scores]:
-    """The scores, best first, by the metric that ranks checkpoints; of equal ones the newest first, NaN last."""
-    sign = -1 if settings.higher_is_better else 1
-
-    def rank(entry: Scores) -> tuple[bool, float, int]:
-        value = float(entry["methods"][settings.weights][settings.metric])
-        return math.isnan(value), sign * value, -int(entry["step"])
-
-    return sorted(scores, key=rank)
+def data_of(provenance: Mapping[str, Any]) -> str:
+    """SHA-256 of the manifest whose development split chooses a run's checkpoints: that of its first data set."""
+    return str(provenance["manifest_sha256"][0])
 
 
-def best_checkpoint(run: str, settings: CheckpointSettings) -> str:
+def arms(runs: Sequence[Run]) -> dict[str, dict[int, Run]]:
+    """The runs by arm and seed; an arm's runs share all settings but the seed.
+
+    The first run's arm is ``reference``; others are named by the settings in which they differ from it.
+
+    Raises:
+        ValueError: two runs have the same settings and seed.
+    """
+    grouped: dict[str, dict[int, Run]] = {}
+    for run in runs:
+        differing = [
+            f"{name.rsplit('.', 1)[-1]} {value}"
+            for name, _, value in differences(runs[0].config.identity(), run.config.identity())
+            if name != "seed"
+        ]
+        arm = grouped.setdefault(", ".join(differing) or "reference", {})
+        seed = run.config.run.seed
+        if seed in arm:
+            raise ValueError(f"{arm[seed].url} and {run.url} have the same settings and seed; name one of them")
+        arm[seed] = run
+    return grouped
+
+
+def score_of_images(table: Table, config: Config) -> pd.Series:
+    """Of one checkpoint's scores those that rank it, by image."""
+    return _ranking_rows(table, config).set_index("key")["value"]
+
+
+def ranked(table: Table, config: Config) -> list[str]:
+    """Names of the checkpoints scored on the development split, best first; of equal ones the newest first.
+
+    The rows are those of one data set, since scores on others may lie beside some checkpoints. A checkpoint whose
+    score is not a number, such as one with an image that could not be scored, comes last.
+    """
+    sign = -1 if config.checkpoint.higher_is_better else 1
+    rows = _ranking_rows(table[table["split"] == "dev"], config)
+    values = rows.groupby(["checkpoint", "step"])["value"].agg(lambda values: values.mean(skipna=False))
+    order = [(math.isnan(value), sign * value, -step, name) for (name, step), value in values.items()]
+    return [name for *_, name in sorted(order)]
+
+
+def _ranking_rows(table: Table, config: Config) -> Table:
+    settings = config.checkpoint
+    protocol = config.evaluation.lpips if settings.metric == "lpips" else config.evaluation.protocols[0]
+    wanted = {"method": settings.weights, "metric": settings.metric, "protocol": protocol}
+    return table[(table[list(wanted)] == pd.Series(wanted)).all(axis=1)]
+
+
+def best_checkpoint(run: Run) -> str:
     """URL of the run's best checkpoint by its development scores; ``ValueError`` when none is scored."""
-    scores = ranked(read_scores(run), settings)
-    if not scores:
-        raise ValueError(f"{run}: none of its checkpoints has been scored; name a checkpoint's folder instead")
-    return storage.join(run, scores[0]["checkpoint"])
+    if run.chosen is None:
+        raise ValueError(f"{run.url}: none of its checkpoints has been scored; name a checkpoint's folder instead")
+    return storage.join(run.url, run.chosen)
 
 
-def is_finished(config: Config) -> bool:
+def unscored(run: str) -> list[str]:
+    """URLs of the run's whole checkpoints that have no scores on the development split yet, oldest first."""
+    return [url for url in checkpoint.complete_checkpoints(run) if scores_file("dev") not in storage.listdir(url)]
+
+
+def is_finished(run: str, steps: int) -> bool:
     """Whether a run has taken its last step and every checkpoint of it is scored."""
-    run = config.run.url
-    scored = {entry["step"] for entry in read_scores(run)}
-    taken = {checkpoint.read_progress(url).step for url in checkpoint.complete_checkpoints(run)}
-    return config.train.steps in scored and taken <= scored
+    last = storage.join(run, checkpoint.name_at(steps))
+    return scores_file("dev") in storage.listdir(last) and not unscored(run)
 
 
-def prune(run: str, settings: CheckpointSettings) -> None:
-    """Delete the weights of scored checkpoints that are neither among the last nor among the best."""
-    scores = read_scores(run)
-    complete = checkpoint.complete_checkpoints(run)
-    kept = {entry["checkpoint"] for entry in ranked(scores, settings)[: settings.keep_best]}
-    kept |= {storage.name_of(url) for url in complete[-settings.keep_last :]}
-    scored = {entry["checkpoint"] for entry in scores}
+def prune(config: Config, table: Table) -> None:
+    """Delete the weights of those of a run's scored checkpoints that are neither among the last nor among the best.
+
+    Args:
+        config: the run's settings.
+        table: its checkpoints' scores on the data set that chooses among them.
+    """
+    order, settings = ranked(table, config), config.checkpoint
+    complete = checkpoint.complete_checkpoints(config.run.url)
+    kept = {*order[: settings.keep_best], *(storage.name_of(url) for url in complete[-settings.keep_last :])}
     for url in complete:
-        if storage.name_of(url) in scored - kept:
+        if storage.name_of(url) in set(order) - kept:
             checkpoint.delete_weights(url)
-
-
-def write_report(config: Config, chosen: str) -> str:
-    """Write the run's report, headed by the scores of the checkpoint named ``chosen``; returns its URL."""
-    run = config.run.url
-    scores = [entry for split in SPLITS for entry in read_scores(run, split)]
-    provenance = json.loads(storage.read_text(storage.join(run, checkpoint.PROVENANCE)))
-    page = render_report(
-        config.run.name,
-        config.to_yaml(),
-        provenance,
-        read_metrics(run),
-        scores,
-        _grids(run, scores, chosen),
-        chosen=chosen,
-    )
-    url = storage.join(run, REPORT)
-    storage.write_text(url, page)
-    return url
-
-
-def show(config: Config, scores: Scores) -> None:
-    """Print a checkpoint's table and where the run's report is."""
-    print(f"\n{format_table(scores)}\n\nreport: {write_report(config, scores['checkpoint'])}")
-
-
-def _grids(run: str, scores: list[Scores], chosen: str) -> list[tuple[str, bytes]]:
-    newest = sorted(scores, key=lambda entry: int(entry["step"]))[-GRIDS_SHOWN:]
-    shown = [entry for entry in scores if entry["checkpoint"] == chosen or entry in newest]
-    shown.sort(key=lambda entry: (entry["checkpoint"] != chosen, entry["split"] != "test", -int(entry["step"])))
-    urls = {f"{entry['checkpoint']}, {entry['split']} split": _grid_url(run, entry) for entry in shown}
-    return [(caption, storage.read_bytes(url)) for caption, url in urls.items() if storage.exists(url)]
-
-
-def _grid_url(run: str, entry: Scores) -> str:
-    return storage.join(run, entry["checkpoint"], grid_file(entry["split"]))

@@ -1,25 +1,37 @@
-"""Scores a share of a split: input, gamma correction, and a checkpoint's student and averaged student."""
+"""Scores images one by one: input, gamma correction, a checkpoint's networks, or pictures made elsewhere."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from typing import Any, TypeVar
 
+import matplotlib
 import numpy as np
 import pyarrow.compute as pc
+import ray
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
-from iaml import AutoEncoder, NetworkSettings, enhance, score
-from iaml.metrics import Protocol, eight_bit_levels
-from pipeline.checkpoint import load_candidates
-from pipeline.data.manifest import Manifest, PairRecord
-from pipeline.data.pairs import read_pair
-from pipeline.evaluation.perceptual import Lpips, LpipsUnavailable, find_backbone
-from pipeline.evaluation.settings import EvaluationSettings
+from iaml import AutoEncoder, enhance, score
+from iaml.metrics import eight_bit_levels
+from pipeline.data.manifest import Manifest, load_manifest
+from pipeline.data.pairs import Pair, read_pair
+from pipeline.evaluation.perceptual import BackboneWeights, Lpips, LpipsUnavailable, find_backbone
+from pipeline.evaluation.results import BRIGHTEST_ERROR, VIEWS
+from pipeline.evaluation.settings import OVERLAP, EvaluationSettings, Split
 
-METHODS = ("input", "gamma", "student", "averaged")
+LIBRARIES = ", ".join(f"{name} {version(name)}" for name in ("torch", "lpips", "numpy", "pillow"))
+FAILURES = (ValueError, RuntimeError, OSError)  # of one image: unreadable, too small, out of memory
+WIDEST_VIEW = 640  # pixels
 Pixels = NDArray[np.uint8]
 Enhancer = Callable[[Tensor], Tensor]
+Measure = Callable[[Tensor, Tensor], dict[str, Tensor]]
+Row = dict[str, Any]
+Value = TypeVar("Value")
 
 
 def fit_gamma(manifest: Manifest) -> float:
@@ -33,14 +45,47 @@ def fit_gamma(manifest: Manifest) -> float:
     return float(low @ clean / max(low @ low, 1e-12))
 
 
+def find_lpips(settings: EvaluationSettings) -> BackboneWeights | str:
+    """The LPIPS backbone that the settings ask for, or why there is none.
+
+    Raises:
+        ValueError: weights are named that don't serve.
+    """
+    if settings.lpips == "none":
+        return "turned off by evaluation.lpips"
+    try:
+        weights = find_backbone(settings.lpips, settings.lpips_weights)
+        Lpips(weights)  # shows what is wrong with them before anything starts
+    except LpipsUnavailable as reason:
+        return str(reason)
+    return weights
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all images of one checkpoint have in common, as references that each scorer fetches once.
+
+    Attributes:
+        lpips: to what ``find_lpips`` gave.
+        networks: to what ``checkpoint.load_candidates`` gave; none where pictures are scored.
+    """
+
+    lpips: ray.ObjectRef
+    networks: ray.ObjectRef | None = None
+
+
 class Scorer:
-    """Holds a share of a split, decoded, and the LPIPS net; scores one checkpoint after another.
+    """Holds a share of a split, decoded, and the LPIPS net; scores the images of one checkpoint after another.
+
+    Any other image of the split is read when it is asked for, so that a scorer can stand in for another. Its arguments
+    are small, since Ray starts it again with them where it died.
 
     Args:
         url: the data set.
-        records: this scorer's share.
-        network: of the checkpoints.
-        settings: protocol and LPIPS backbone.
+        split: of which images are scored.
+        share: which part of them is read at once: from this index on, in steps of ``shares``.
+        shares: how many scorers share the split.
+        settings: protocols and tiles.
         gamma: exponent of the gamma correction.
         device: where to run.
     """
@@ -48,83 +93,130 @@ class Scorer:
     def __init__(
         self,
         url: str,
-        records: Sequence[PairRecord],
-        network: NetworkSettings,
+        split: Split,
+        share: int,
+        shares: int,
         settings: EvaluationSettings,
         gamma: float,
         device: str = "cpu",
     ) -> None:
-        self._pairs = {record.key: read_pair(url, record) for record in records}
-        self._network = network
-        self._protocol: Protocol = settings.protocol
+        self._url = url
+        self._records = {record.key: record for record in load_manifest(url).pairs(split)}
+        self._settings = settings
         self._gamma = gamma
         self._device = device
-        self._lpips, self._lpips_note = load_lpips(settings, device)
-        self._baselines: list[dict[str, Any]] = []
+        self._pairs: dict[str, Pair] = {}
+        self._baselines: dict[str, list[Row]] = {}
+        self._lpips: Lpips | str = "not fetched yet"
+        self._networks: dict[str, AutoEncoder] = {}
+        self._fetched: dict[str, ray.ObjectRef | None] = {}
+        for key in list(self._records)[share::shares]:
+            with suppress(*FAILURES):  # said with the image's scores, after another try
+                self._pair(key)
 
-    def lpips_note(self) -> dict[str, str]:
-        """Which backbone scores LPIPS, or why none does."""
-        return self._lpips_note
+    def ready(self) -> None:
+        """Answers once the scorer stands."""
 
-    def score(self, checkpoint: str) -> list[dict[str, Any]]:
-        """The scores of each image by each method: ``key``, ``method``, ``psnr`` (dB), ``ssim``, ``lpips``."""
-        if not self._baselines:
-            self._baselines = self._score_all({"input": lambda low: low, "gamma": lambda low: low**self._gamma})
-        candidates = load_candidates(checkpoint, self._network)
-        return self._baselines + self._score_all({name: self._runner(net) for name, net in candidates.items()})
+    def score(self, key: str, shared: Shared) -> list[Row]:
+        """The rows of one image by ``input``, ``gamma``, ``student`` and ``averaged``."""
+        self._fetch(shared)
+        rows = list(self._baseline_rows(key))
+        for name, network in self._networks.items():
+            rows += self._rows(key, name, self._enhancer(network))
+        return rows
 
-    def pictures(self, checkpoint: str, keys: Sequence[str]) -> dict[str, list[Pixels]]:
-        """Low-light, gamma-corrected, enhanced and clean images of those ``keys`` that are in this share."""
-        run = self._runner(load_candidates(checkpoint, self._network)["student"])
-        pictures = {}
-        for key in (key for key in keys if key in self._pairs):
-            low, clean = self._images(key)
-            pictures[key] = [_pixels(image) for image in (low, low**self._gamma, run(low), clean)]
-        return pictures
+    def score_picture(self, key: str, picture: Pixels, shared: Shared) -> list[Row]:
+        """The rows of one image by ``input``, ``gamma``, and ``images``: uint8 [H, W, 3] made elsewhere."""
+        self._fetch(shared)
+        return self._baseline_rows(key) + self._rows(key, "images", lambda _: self._tensor(picture))
 
-    def _runner(self, network: AutoEncoder) -> Enhancer:
-        network.to(self._device)
-        return lambda low: enhance(network, low)
+    def views(self, key: str, shared: Shared) -> dict[str, Pixels] | None:
+        """Small pictures of one image by the checkpoint's student, by ``VIEWS``; none where it can't be enhanced."""
+        self._fetch(shared)
+        made, _ = _attempt(lambda: self._views(key, self._enhancer(self._networks["student"])))
+        return made
 
-    def _images(self, key: str) -> tuple[Tensor, Tensor]:
-        low, clean = (
-            torch.from_numpy(image.copy()).permute(2, 0, 1)[None].to(self._device) / 255 for image in self._pairs[key]
-        )
-        return low, clean
-
-    def _score_all(self, methods: dict[str, Enhancer]) -> list[dict[str, Any]]:
-        return [self._score_one(key, name, run) for name, run in methods.items() for key in self._pairs]
-
-    def _score_one(self, key: str, method: str, run: Enhancer) -> dict[str, Any]:
+    def _views(self, key: str, run: Enhancer) -> dict[str, Pixels]:
         low, clean = self._images(key)
         enhanced = run(low)
-        scores = score(enhanced, clean, self._protocol)
-        if self._lpips:
-            scores["lpips"] = self._lpips(enhanced, clean)
-        return {"key": key, "method": method, **{name: float(value) for name, value in scores.items()}}
+        error = (enhanced - clean).abs().mean(dim=1).clamp(0, BRIGHTEST_ERROR)[0].cpu().numpy() / BRIGHTEST_ERROR
+        coloured = (matplotlib.colormaps["inferno"](error)[..., :3] * 255).round().astype(np.uint8)
+        pictures = [*(_pixels(image) for image in (low, low**self._gamma, enhanced, clean)), coloured]
+        return {view: _small(picture) for view, picture in zip(VIEWS, pictures, strict=True)}
+
+    def _baseline_rows(self, key: str) -> list[Row]:
+        if key not in self._baselines:
+            runs: dict[str, Enhancer] = {"input": lambda low: low, "gamma": lambda low: low**self._gamma}
+            self._baselines[key] = [row for name, run in runs.items() for row in self._rows(key, name, run)]
+        return self._baselines[key]
+
+    def _rows(self, key: str, method: str, run: Enhancer) -> list[Row]:
+        """A row for each number of one image by one method, or for the reason why there is none."""
+        images, reason = _attempt(lambda: self._enhanced_and_clean(key, run))
+        rows: list[Row] = []
+        for protocol, metrics, measure in self._measures():
+            values = None
+            if images is not None:
+                values, reason = _attempt(partial(measure, *images))
+            common = {"key": key, "method": method, "protocol": protocol, "reason": reason, "libraries": LIBRARIES}
+            rows += [common | {"metric": metric, "value": values and float(values[metric])} for metric in metrics]
+            if metrics == ("lpips",) and not isinstance(self._lpips, str):
+                rows[-1]["lpips_sha256"] = self._lpips.sha256
+        return rows
+
+    def _measures(self) -> Iterator[tuple[str, tuple[str, ...], Measure]]:
+        for protocol in self._settings.protocols:
+            yield protocol, ("psnr", "ssim"), partial(score, protocol=protocol)
+        if self._settings.lpips != "none":
+            yield self._settings.lpips, ("lpips",), self._distance
+
+    def _distance(self, enhanced: Tensor, clean: Tensor) -> dict[str, Tensor]:
+        if isinstance(self._lpips, str):
+            raise ValueError(self._lpips)
+        return {"lpips": self._lpips(enhanced, clean)}
+
+    def _fetch(self, shared: Shared) -> None:
+        if self._fetched.get("lpips") != shared.lpips:
+            weights = ray.get(shared.lpips)
+            self._lpips = weights if isinstance(weights, str) else Lpips(weights, self._device)
+        if shared.networks and self._fetched.get("networks") != shared.networks:
+            networks = ray.get(shared.networks)
+            self._networks = {name: network.to(self._device) for name, network in networks.items()}
+        self._fetched = vars(shared)
+
+    def _enhancer(self, network: AutoEncoder) -> Enhancer:
+        return partial(enhance, network, tile=self._settings.tile, overlap=OVERLAP)
+
+    def _enhanced_and_clean(self, key: str, run: Enhancer) -> tuple[Tensor, Tensor]:
+        low, clean = self._images(key)
+        return run(low), clean
+
+    def _images(self, key: str) -> tuple[Tensor, Tensor]:
+        low, clean = (self._tensor(image) for image in self._pair(key))
+        return low, clean
+
+    def _pair(self, key: str) -> Pair:
+        if key not in self._pairs:
+            self._pairs[key] = read_pair(self._url, self._records[key])
+        return self._pairs[key]
+
+    def _tensor(self, image: Pixels) -> Tensor:
+        return torch.from_numpy(image.copy()).permute(2, 0, 1)[None].to(self._device) / 255
 
 
-def load_lpips(settings: EvaluationSettings, device: str) -> tuple[Lpips | None, dict[str, str]]:
-    """The LPIPS net that the settings ask for with a note of its origin, or none with the reason."""
-    if settings.lpips == "none":
-        return None, {"missing": "turned off by evaluation.lpips"}
+def _attempt(compute: Callable[[], Value]) -> tuple[Value | None, str | None]:
+    """What ``compute`` gives, or why it fails."""
     try:
-        weights = find_backbone(settings.lpips, settings.lpips_weights)
-        net = Lpips(weights, device)
-    except LpipsUnavailable as reason:
-        return None, {"missing": str(reason)}
-    return net, {"backbone": weights.backbone, "source": weights.source, "sha256": weights.sha256}
-
-
-def summarise(images: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Means over the images by method and metric."""
-    methods: dict[str, dict[str, float]] = {}
-    for method in METHODS:
-        rows = [image for image in images if image["method"] == method]
-        metrics = [name for name in rows[0] if name not in ("key", "method")] if rows else []
-        methods[method] = {name: float(np.mean([row[name] for row in rows])) for name in metrics}
-    return methods
+        return compute(), None
+    except FAILURES as error:
+        return None, str(error)
 
 
 def _pixels(image: Tensor) -> Pixels:
     return eight_bit_levels(image[0]).permute(1, 2, 0).to(torch.uint8).cpu().numpy()
+
+
+def _small(picture: Pixels) -> Pixels:
+    image = Image.fromarray(picture)
+    image.thumbnail((WIDEST_VIEW, WIDEST_VIEW), Image.Resampling.LANCZOS)
+    return np.asarray(image)

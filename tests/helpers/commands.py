@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+# a token of the tests' own, whatever the machine's Ray is set up to ask for; Ray reads it as it is imported
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 ROOT = Path(__file__).parents[2]
 CPUS = 8  # more than the machine may have: the tests' workers and actors share its cores
 START_S = 60
@@ -37,12 +39,9 @@ class RayHead:
         self.address = f"127.0.0.1:{port}"
         self.dashboard = f"http://127.0.0.1:{dashboard}"
         options = {"port": port, "dashboard-port": dashboard, "num-cpus": CPUS, "temp-dir": folder}
-        # a token of its own, whatever the machine's Ray is set up to ask for
         self.environment = {
             **os.environ,
             **environment,
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # `python` in a job is this one
         }
         self._log = Path(folder, "head.log")
@@ -64,6 +63,18 @@ class RayHead:
             self._process.wait(5)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
+
+    def add_node(self) -> subprocess.Popen[bytes]:
+        """Start another node in a process group of its own."""
+        options = {"address": self.address, "num-cpus": CPUS}
+        return subprocess.Popen(
+            [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--node-ip-address=127.0.0.1"]
+            + [f"--{name}={value}" for name, value in options.items()],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            env=self.environment,
+        )
 
     def _wait_for(self, port: int) -> None:
         deadline = time.monotonic() + START_S

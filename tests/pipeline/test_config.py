@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from iaml import Settings
 from pipeline.command_line import argument_parser, parse_settings, user_errors
-from pipeline.config import Config, parse_config, preset_names, read_settings
+from pipeline.config import Config, differences, parse_config, preset_names, read_settings
 
 URL = ("--data.url", "/data")
 
@@ -53,6 +53,24 @@ def test_resolved_settings_read_back_the_same(tmp_path):
         (["--config", "lol_v1", *URL, "--objective.beta", "0", "--objective.gamma", "2"], "gamma has no effect"),
         (["--config", "lol_v1", *URL, "--optimizer.warmup-steps", "30313"], "warmup_steps"),
         (["--config", "lol_v1", *URL, "--optimizer.final-learning-rate", "1"], "must not exceed learning_rate"),
+        (
+            ["--config", "lol_v1", *URL, "--checkpoint.split", "test"],
+            "checkpoint.split: checkpoints are not chosen by the test split: .* with pipeline/evaluate.py --split test",
+        ),
+        (
+            ["--config", "lol_v1", *URL, "--evaluation.protocols", "rgb_u8", "cidnet", "rgb_u8"],
+            "protocols: each may be named once: rgb_u8, cidnet, rgb_u8",
+        ),
+        (["--config", "lol_v1", *URL, "--evaluation.protocols", "[]"], "evaluation.protocols: .* at least 1 item"),
+        (["--config", "lol_v1", *URL, "--evaluation.protocols", "rgb_u8", "mine"], "evaluation.protocols.1: .*rgb_u8"),
+        (
+            ["--config", "lol_v1", *URL, "--evaluation.lpips", "none", "--evaluation.lpips-weights", "/w.pth"],
+            "lpips_weights have no effect because lpips is none",
+        ),
+        (
+            ["--config", "lol_v1", *URL, "--checkpoint.metric", "lpips", "--evaluation.lpips", "none"],
+            "checkpoint.metric is lpips, which evaluation.lpips: none turns off",
+        ),
     ],
 )
 def test_mistakes_are_named_and_end_with_status_2(options, message, capsys):
@@ -62,6 +80,42 @@ def test_mistakes_are_named_and_end_with_status_2(options, message, capsys):
         parsed(*options)
     assert exit.value.code == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://host/w.pth?token=s3cret", "https://me:s3cret@host/w.pth", "http://s3cret@host/w.pth"]
+)
+def test_weights_urls_with_a_secret_are_refused(url):
+    with pytest.raises(ValidationError, match="must not bear a query or a password"):
+        parsed("--config", "lol_v1", *URL, "--evaluation.lpips-weights", url)
+
+
+def test_weights_come_from_a_file_wherever_the_command_runs_or_from_a_url(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = {"w.pth": str(tmp_path / "w.pth"), "https://host/w.pth": "https://host/w.pth", "s3://b/w": "s3://b/w"}
+    for url, resolved in given.items():
+        config = parsed("--config", "lol_v1", *URL, "--evaluation.lpips-weights", url)
+        assert config.evaluation.lpips_weights == resolved
+
+
+@pytest.mark.parametrize(
+    "values",
+    [["[rgb_u8, cidnet]"], ["rgb_u8", "cidnet"], ["[rgb_u8]", "cidnet"], ["- rgb_u8\n- cidnet"]],
+    ids=["list", "words", "both", "block"],
+)
+def test_several_values_are_words_or_a_yaml_list(values):
+    config = parsed("--config", "lol_v1", "--evaluation.protocols", *values, "--data.url", "/data")
+    assert config.evaluation.protocols == ("rgb_u8", "cidnet")
+
+
+def test_a_single_value_and_numbers_as_words():
+    config = parsed("--config", "lol_v1", *URL, "--evaluation.protocols=cidnet", "--objective.scale-weights", *"1234")
+    assert config.evaluation.protocols == ("cidnet",)
+    assert config.objective.scale_weights == (1, 2, 3, 4)
+
+
+def test_an_empty_list_is_none_of_them():
+    assert parsed("--config", "lol_v1", *URL, "--data.extra-urls", "[]").data.extra_urls == ()
 
 
 def test_unknown_options_are_refused(capsys):
@@ -137,6 +191,18 @@ def test_identity_tells_mixtures_apart():
     assert parsed(*mixed, "--data.weights", "[1, 2]").identity() != parsed(*mixed).identity()
 
 
+def test_differences_of_two_identities_are_named_in_full():
+    before = parsed("--config", "demo").identity()
+    now = parsed("--config", "demo", "--run.seed", "7", "--teacher.norm", "separate", "--train.steps", "77").identity()
+    found = {name: (old, new) for name, old, new in differences(before, now)}
+    assert found == {
+        "seed": (0, 7),
+        "teacher.norm": (before["teacher"]["norm"], "separate"),
+        "train.steps": (before["train"]["steps"], 77),
+    }
+    assert differences(before, before) == []
+
+
 def test_learning_rate_warms_up_and_follows_a_cosine():
     optimizer = parsed("--config", "demo").optimizer.model_copy(
         update={"learning_rate": 1.0, "final_learning_rate": 0.1, "warmup_steps": 4}
@@ -150,4 +216,6 @@ def test_parse_settings_makes_options_of_a_model():
     from pipeline.evaluate import EvaluateSettings
 
     settings = parse_settings(EvaluateSettings, ["--checkpoint", "/run", "--data.url", "/d"], description="test")
-    assert (settings.checkpoint, settings.data.url, settings.split) == ("/run", "/d", "test")
+    assert (settings.checkpoint, settings.data.url, settings.split) == ("/run", "/d", "dev")
+    settings = parse_settings(EvaluateSettings, ["--compare", "/a", "s3://b/c", "--split", "test"], description="test")
+    assert (settings.compare, settings.split) == (("/a", "s3://b/c"), "test")

@@ -1,5 +1,7 @@
 """Storage: whole or not at all, on local paths; S3 URLs are understood."""
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,13 +17,18 @@ def test_write_replaces_whole_and_leaves_nothing_beside(tmp_path):
     assert storage.listdir(str(tmp_path / "below")) == ["file"]
 
 
-def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch):
+@pytest.mark.parametrize("failing", [(Path, "replace"), (os, "fsync")], ids=["rename", "flush"])
+def test_a_failed_write_keeps_what_was_there_and_leaves_nothing_beside(failing, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("disk gone")
+
     url = str(tmp_path / "file")
     storage.write_text(url, "one")
-    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk gone")))
+    monkeypatch.setattr(*failing, fail)
     with pytest.raises(OSError, match="disk gone"):
         storage.write_text(url, "two")
     assert storage.read_text(url) == "one"
+    assert storage.listdir(str(tmp_path)) == ["file"]
 
 
 def test_reads_a_range_and_refuses_a_short_one(tmp_path):
@@ -41,6 +48,18 @@ def test_folder_replaces_one_of_the_same_name(tmp_path):
         storage.upload_folder(local, url, last="state")
     assert storage.read_text(storage.join(url, "state")) == "two"
     assert storage.listdir(str(tmp_path / "run")) == ["checkpoint"]
+
+
+def test_no_file_of_a_replaced_folder_stays_though_the_new_one_be_empty(tmp_path):
+    local, url = tmp_path / "local", str(tmp_path / "run/pictures")
+    for names in (["a", "b"], ["b", "c"], []):
+        shutil.rmtree(local, ignore_errors=True)
+        local.mkdir()
+        for name in names:
+            (local / name).write_text(name)
+        storage.upload_folder(local, url)
+        assert storage.listdir(url) == names
+    assert storage.listdir(str(tmp_path / "run")) == ["pictures"]
 
 
 def test_missing_things(tmp_path):

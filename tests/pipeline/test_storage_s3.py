@@ -126,6 +126,20 @@ def test_a_folder_goes_up_whole_and_its_last_file_last(root, tmp_path, faults):
     assert written == ["weights", "zeta", "state"]
 
 
+def test_a_folder_replaces_one_of_the_same_name(root, tmp_path, faults):
+    storage.write_text(f"{root}/pictures-2/a", "a neighbour")
+    for names in (["a", "b"], ["b", "c"]):
+        local = tmp_path / "-".join(names)
+        local.mkdir()
+        for name in names:
+            (local / name).write_text(f"{name} of {names}")
+        storage.upload_folder(local, f"{root}/pictures")
+    assert storage.listdir(f"{root}/pictures") == ["b", "c"]
+    assert not storage.exists(f"{root}/pictures/a")
+    assert storage.read_text(f"{root}/pictures/b") == "b of ['b', 'c']"
+    assert storage.read_text(f"{root}/pictures-2/a") == "a neighbour"
+
+
 def test_ray_s_file_system_reads_and_writes(root):
     filesystem, path = storage.arrow_filesystem(f"{root}/runs")
     with filesystem.open_output_stream(f"{path}/file") as file:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.pairing import find_pairs
+from pipeline.data.pairing import find_pairs, match_pictures
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -129,3 +129,56 @@ def test_whatever_leaves_doubt_is_refused(names: list[str], message: str, tmp_pa
 def test_a_missing_source_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere: there is no such folder"):
         find_pairs(tmp_path / "nowhere")
+
+
+# --- pictures that some method made of the pairs
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["1.png", "22.jpg", "780.png"], {"test-1": "1.png", "test-22": "22.jpg", "train-780": "780.png"}),
+        (["low00001.png", "low00690.png"], {"test-00690": "low00690.png", "test-00001": "low00001.png"}),
+        (["normal00001.PNG"], {"test-00001": "normal00001.PNG"}),
+        (
+            ["Huawei/7.jpg", "Nikon/7.jpg", "Eval/Nikon/low/8.jpg"],
+            {"test-Huawei-7": "Huawei/7.jpg", "test-Nikon-7": "Nikon/7.jpg", "test-Nikon-8": "Eval/Nikon/low/8.jpg"},
+        ),
+        (["test-Nikon-7.png", "Huawei-7.png"], {"test-Nikon-7": "test-Nikon-7.png", "test-Huawei-7": "Huawei-7.png"}),
+        (["enhanced/epoch 9/22.png"], {"test-22": "enhanced/epoch 9/22.png"}),
+        (["a.b c.png"], {"train-a_b_c": "a.b c.png"}),
+        # with several data sets' pictures in one folder the whole key decides
+        (["1.png", "test-1.png"], {"test-1": "test-1.png", "train-1": "1.png"}),
+    ],
+    ids=["LOL-v1", "LOL-v2", "LOL-v2 clean names", "LSRW", "keys", "folders between", "cleaned", "key before name"],
+)
+def test_pictures_are_matched_by_the_names_of_their_pairs(
+    names: list[str], expected: dict[str, str], tmp_path: Path
+) -> None:
+    touch(tmp_path, *names, "not/of/the split 5.png", "notes.txt", "._1.png")
+    assert match_pictures(tmp_path, expected) == {key: tmp_path / name for key, name in expected.items()}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pictures_named_as_the_dark_images_of_any_layout_are_matched(layout: str, tmp_path: Path) -> None:
+    names, _ = LAYOUTS[layout]
+    pairs = find_pairs(touch(tmp_path / "set", *names))
+    touch(tmp_path / "made", *[str(pair.low.relative_to(tmp_path / "set")) for pair in pairs])
+    for split in ("train", "test"):
+        wanted = {pair.key: pair.low.name for pair in pairs if pair.split == split}
+        found = match_pictures(tmp_path / "made", wanted)
+        assert {key: path.name for key, path in found.items()} == wanted
+
+
+@pytest.mark.parametrize("names", [["1.png", "1.jpg"], ["1.png", "low1.png"], ["run a/1.png", "run b/1.png"]])
+def test_two_pictures_of_one_pair_are_refused(names: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"1\.\w+ and .*1\.\w+ could both be the picture of test-1; keep one"):
+        match_pictures(touch(tmp_path, *names), ["test-1"])
+
+
+def test_pairs_without_a_picture_are_named(tmp_path: Path) -> None:
+    touch(tmp_path, "1.png", "Huawei/3.png")
+    with pytest.raises(ValueError, match=r"2 images of the split have no picture here:\n  test-2\n  test-Nikon-3$"):
+        match_pictures(tmp_path, ["test-1", "test-2", "test-Nikon-3", "test-Huawei-3"])
+    with pytest.raises(ValueError, match="nowhere: 1 images of the split have no picture here"):
+        match_pictures(tmp_path / "nowhere", ["test-1"])

@@ -1,26 +1,91 @@
-"""Ranking and pruning of checkpoints by their scores."""
+"""What a run has been scored: ranking, pruning, whether it is finished, arms, and the run as its report reads it."""
 
 import json
+import math
 
 import pytest
+from score_tables import DATA, checkpoint_rows, make_run, score_rows, write_scores
 
 from pipeline import checkpoint, storage
 from pipeline.config import Config
-from pipeline.evaluation import results
-from pipeline.training.settings import CheckpointSettings
+from pipeline.evaluation import results, scores
+from pipeline.evaluation.results import Run
+
+NAN = float("nan")
 
 
-def make_run(folder, psnr_by_step):
-    """A run whose checkpoints hold empty weights, and scores where they are given."""
-    for step, psnr in psnr_by_step.items():
-        url = storage.join(str(folder), checkpoint.name_at(step))
-        for name in (checkpoint.STATE, *checkpoint.WEIGHT_FILES):
-            storage.write_text(storage.join(url, name), json.dumps({"step": step}))
-        if psnr is not None:
-            methods = {"student": {"psnr": psnr, "lpips": -psnr}}
-            scores = {"checkpoint": checkpoint.name_at(step), "step": step, "split": "dev", "methods": methods}
-            storage.write_text(storage.join(url, results.scores_file("dev")), json.dumps(scores))
-    return str(folder)
+def config_of(run):
+    return checkpoint.read_config(run)
+
+
+def steps_of(names):
+    return [int(name[-8:]) for name in names]
+
+
+def table_of(psnr_by_step):
+    return scores.table_of([row for step, psnr in psnr_by_step.items() for row in checkpoint_rows(step, psnr)])
+
+
+# --- which is best
+
+
+@pytest.mark.parametrize(
+    ("metric", "weights", "order"),
+    [
+        ("psnr", "student", [3, 2, 1, 4]),
+        ("psnr", "averaged", [1, 3, 2, 4]),  # the average's PSNR falls as the student's rises
+        ("lpips", "student", [3, 2, 1, 4]),  # and so does the LPIPS, where less is better
+    ],
+)
+def test_ranks_by_the_metric_in_its_own_direction_and_puts_what_has_no_number_last(metric, weights, order, tmp_path):
+    run = make_run(tmp_path, {}, checkpoint={"metric": metric, "weights": weights})
+    table = table_of({1: 10.0, 2: 20.0, 3: 20.0, 4: NAN})
+    assert steps_of(results.ranked(table, config_of(run))) == order
+
+
+def test_an_infinite_score_is_the_best(tmp_path):
+    table = table_of({1: 40.0, 2: math.inf, 3: 30.0})
+    assert steps_of(results.ranked(table, config_of(make_run(tmp_path, {})))) == [2, 1, 3]
+
+
+def test_a_checkpoint_with_an_image_that_failed_comes_last_however_good_the_others_are(tmp_path):
+    rows = score_rows({"student": {"a": 90.0, "b": None}}, step=1) + score_rows({"student": {"a": 9, "b": 9}}, step=2)
+    assert steps_of(results.ranked(scores.table_of(rows), config_of(make_run(tmp_path, {})))) == [2, 1]
+
+
+def test_the_first_protocol_ranks_and_the_test_split_does_not(tmp_path):
+    run = make_run(tmp_path, {}, evaluation={"protocols": ["cidnet", "rgb_u8"]})
+    rows = []
+    for step, cidnet, rgb, test in ((1, 30.0, 10.0, 10.0), (2, 20.0, 20.0, 90.0)):
+        rows += score_rows({"student": {"a": cidnet}}, "psnr", "cidnet", step=step)
+        rows += score_rows({"student": {"a": rgb}}, step=step)
+        rows += score_rows({"student": {"a": test}}, "psnr", "cidnet", step=step, split="test")
+    assert steps_of(results.ranked(scores.table_of(rows), config_of(run))) == [1, 2]
+
+
+def test_score_of_images_are_those_that_rank(tmp_path):
+    config = config_of(make_run(tmp_path, {}, checkpoint={"metric": "lpips", "weights": "averaged"}))
+    rows = checkpoint_rows(1, 20.0) + score_rows({"averaged": {"a": 0.3, "b": 0.1}}, "ssim")
+    assert dict(results.score_of_images(scores.table_of(rows), config)) == {"a": -20.0, "b": -20.0}
+
+
+def test_the_best_checkpoint_of_a_run(tmp_path):
+    run = make_run(tmp_path, {1: 10.0, 2: 30.0, 3: 20.0, 4: None})
+    assert results.best_checkpoint(Run.load(run)) == f"{run}/checkpoint-00000002"
+
+
+def test_scores_on_other_data_do_not_choose(tmp_path):
+    run = make_run(tmp_path, {1: 10.0, 2: 30.0})
+    write_scores(run, 1, scores.table_of(checkpoint_rows(1, 99.0, data="other")))
+    assert Run.load(run).chosen == "checkpoint-00000002"
+
+
+def test_best_checkpoint_of_a_run_without_scores_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="run: none of its checkpoints has been scored"):
+        results.best_checkpoint(Run.load(make_run(tmp_path, {1: None})))
+
+
+# --- what is done and what is kept
 
 
 @pytest.mark.parametrize(
@@ -34,30 +99,125 @@ def make_run(folder, psnr_by_step):
     ],
 )
 def test_a_run_is_finished_once_its_last_step_is_done_and_every_checkpoint_scored(tmp_path, psnr_by_step, finished):
-    make_run(tmp_path / "r", psnr_by_step)
-    run, data = {"name": "r", "storage": str(tmp_path)}, {"url": "/data"}
-    config = Config.model_validate({"run": run, "data": data, "train": {"steps": 4}, "optimizer": {"warmup_steps": 0}})
-    assert results.is_finished(config) == finished
+    assert results.is_finished(make_run(tmp_path, psnr_by_step), 4) == finished
 
 
-def kept(run):
-    return [int(url[-8:]) for url in checkpoint.complete_checkpoints(run)]
+def test_what_is_not_scored_yet_is_whole_and_without_scores_on_the_development_split(tmp_path):
+    run = make_run(tmp_path, {1: 10.0, 10: None, 3: None, 5: None, 7: None})
+    storage.delete(f"{run}/checkpoint-00000005/{checkpoint.STATE}")  # its writing was cut off
+    write_scores(run, 7, scores.table_of(checkpoint_rows(7, 20.0, split="test")), "test")
+    assert steps_of(results.unscored(run)) == [3, 7, 10]
 
 
 def test_keeps_the_last_the_best_and_what_is_not_scored_yet(tmp_path):
-    run = make_run(tmp_path, {1: 30.0, 2: 10.0, 3: 20.0, 4: None, 5: 11.0, 6: 12.0})
-    results.prune(run, CheckpointSettings(keep_last=1, keep_best=2))
-    assert kept(run) == [1, 3, 4, 6]
-    assert [entry["step"] for entry in results.read_scores(run)] == [1, 2, 3, 5, 6]
+    run = make_run(
+        tmp_path,
+        {1: 30.0, 2: 10.0, 3: 20.0, 4: None, 5: 11.0, 6: 12.0},
+        checkpoint={"keep_last": 1, "keep_best": 2},
+    )
+    results.prune(config_of(run), scores.read_run(run))
+    assert steps_of(checkpoint.complete_checkpoints(run)) == [1, 3, 4, 6]
+    assert sorted(set(scores.read_run(run)["step"])) == [1, 2, 3, 5, 6]
+    assert storage.exists(f"{run}/checkpoint-00000002/{checkpoint.SETTINGS}")
 
 
-@pytest.mark.parametrize(("metric", "order"), [("psnr", [3, 2, 1, 4]), ("lpips", [3, 2, 1, 4])])
-def test_ranks_by_the_metric_in_its_own_direction(tmp_path, metric, order):
-    run = make_run(tmp_path, {1: 10.0, 2: 20.0, 3: 20.0, 4: float("nan")})
-    ranked = results.ranked(results.read_scores(run), CheckpointSettings(metric=metric))
-    assert [entry["step"] for entry in ranked] == order
+# --- arms
 
 
-def test_best_checkpoint_of_a_run_without_scores_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="none of its checkpoints has been scored"):
-        results.best_checkpoint(make_run(tmp_path, {1: None}), CheckpointSettings())
+def runs_of(tmp_path, *settings):
+    """Runs that differ in these settings."""
+    named = [each | {"run": {"name": f"r{index}", **each["run"]}} for index, each in enumerate(settings)]
+    urls = [make_run(tmp_path, {}, **each) for each in named]
+    return [Run.load(url) for url in urls]
+
+
+def test_arms_are_named_by_what_differs_from_the_first_run_but_for_the_seed(tmp_path):
+    runs = runs_of(
+        tmp_path,
+        {"run": {"seed": 3}},
+        {"run": {"seed": 4}, "train": {"steps": 4, "log_every": 7}},  # which changes nothing of the weights
+        {"run": {"seed": 3}, "teacher": {"ema_rate": 0.5}},
+        {"run": {"seed": 3}, "teacher": {"ema_rate": 0.5, "norm": "batch"}, "objective": {"beta": 0.125}},
+        {"run": {"seed": 9}, "teacher": {"ema_rate": 0.5}},
+    )
+    assert results.arms(runs) == {
+        "reference": {3: runs[0], 4: runs[1]},
+        "ema_rate 0.5": {3: runs[2], 9: runs[4]},
+        "beta 0.125, ema_rate 0.5, norm batch": {3: runs[3]},
+    }
+
+
+def test_two_runs_of_one_arm_and_seed_are_refused(tmp_path):
+    runs = runs_of(tmp_path, {"run": {"seed": 3}}, {"run": {"seed": 3, "max_failures": 9}})
+    with pytest.raises(ValueError, match=r"r0 and .*/r1 have the same settings and seed; name one of them"):
+        results.arms(runs)
+
+
+# --- a run as it lies in its folder
+
+
+def test_a_run_is_read_from_its_folder(tmp_path):
+    url = make_run(tmp_path, {1: 10.0, 2: 30.0}, steps=9)
+    records = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
+    storage.write_text(f"{url}/metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    run = Run.load(url)
+    assert (run.name, run.url, run.config.train.steps) == ("run", url, 9)
+    assert run.provenance["manifest_sha256"][0] == DATA
+    assert run.metrics == records
+    assert set(run.scores["step"]) == {1, 2}
+
+
+def test_a_run_that_has_only_begun_is_read_too(tmp_path):
+    run = Run.load(make_run(tmp_path, {}))
+    assert (run.metrics, len(run.scores), run.chosen) == ([], 0, None)
+    assert run.scores_of("checkpoint-00000001", "dev").empty
+    with pytest.raises(ValueError, match="run: no checkpoint could be scored"):
+        run.table("dev")
+
+
+def test_a_folder_that_holds_no_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"nothing/settings.yaml: no such settings file"):
+        Run.load(str(tmp_path / "nothing"))
+
+
+def test_scores_of_a_checkpoint_are_those_on_the_run_s_own_data_or_on_the_test_data_scored_last(tmp_path):
+    url = make_run(tmp_path, {1: 10.0, 2: 30.0})
+    write_scores(url, 1, scores.table_of(checkpoint_rows(1, 50.0, data="other")))
+    for data, psnr in (("one", 20.0), ("two", 25.0)):
+        write_scores(url, 1, scores.table_of(checkpoint_rows(1, psnr, split="test", data=data)), "test")
+
+    def psnr_of(name, split):
+        rows = Run.load(url).scores_of(name, split)
+        return rows[(rows["metric"] == "psnr") & (rows["method"] == "student")]["value"].mean()
+
+    assert psnr_of("checkpoint-00000001", "dev") == 10.0
+    assert psnr_of("checkpoint-00000001", "test") == 25.0
+    assert psnr_of("checkpoint-00000002", "dev") == 30.0
+    assert Run.load(url).scores_of("checkpoint-00000002", "test").empty
+
+
+def test_the_table_of_a_run_is_the_chosen_checkpoint_s_beside_the_mean_of_the_last(tmp_path):
+    run = Run.load(make_run(tmp_path, {1: 40.0, 2: 30.0, 3: 21.0}, evaluation={"last": 2}))
+    table = run.table("dev")
+    assert table.heading.startswith("checkpoint: checkpoint-00000001, split: dev")
+    assert [row[:2] for row in table.rows[1:3]] == [["student", "40.00"], ["  mean of last 2", "25.50"]]
+    with pytest.raises(ValueError, match="checkpoint-00000001 has not been scored on the test split"):
+        run.table("test")
+
+
+def test_pictures_of_a_checkpoint_by_image_and_view(tmp_path):
+    url = make_run(tmp_path, {1: 10.0})
+    folder = f"{url}/checkpoint-00000001/pictures-dev"
+    for name in ("train-7.low.webp", "train-7.error.webp", "train-a.b.clean.webp"):
+        storage.write_text(f"{folder}/{name}", "")
+    run = Run.load(url)
+    assert run.pictures("checkpoint-00000001", "dev") == {
+        "train-7": {"low": f"{folder}/train-7.low.webp", "error": f"{folder}/train-7.error.webp"},
+        "train-a.b": {"clean": f"{folder}/train-a.b.clean.webp"},
+    }
+    assert run.pictures("checkpoint-00000001", "test") == {}
+
+
+def test_the_ranking_bears_a_name_that_says_what_it_is():
+    settings = {"run": {"name": "r"}, "data": {"url": "/d"}, "train": {"steps": 1}, "checkpoint": {"metric": "ssim"}}
+    assert Config.model_validate(settings).checkpoint.ranking == "dev_student_ssim"

@@ -1,37 +1,54 @@
 """Scoring against numpy and scikit-image, from shards to means."""
 
+from itertools import product
+
 import numpy as np
 import pytest
+import ray
 import torch
 from datasets import packed
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from iaml import AutoEncoder, NetworkSettings, TeacherStudent, enhance
-from pipeline import checkpoint
 from pipeline.data.manifest import load_manifest
 from pipeline.data.pairs import read_pair
-from pipeline.evaluation.scoring import Scorer, fit_gamma, load_lpips, summarise
+from pipeline.evaluation import scores
+from pipeline.evaluation.results import VIEWS
+from pipeline.evaluation.scoring import Scorer, Shared, find_lpips, fit_gamma
 from pipeline.evaluation.settings import EvaluationSettings
 
 NETWORK = NetworkSettings(width=1 / 16)
+SETTINGS = EvaluationSettings(lpips="none", protocols=("rgb_u8", "cidnet"))
+pytestmark = pytest.mark.usefixtures("driver")
 
 
 @pytest.fixture(scope="module")
-def scored(tmp_path_factory):
-    """Records of a test split, the networks, and the rows that a scorer gives for them."""
-    folder = tmp_path_factory.mktemp("scoring")
-    manifest = load_manifest(packed(folder, test=3))
+def manifest(tmp_path_factory):
+    return load_manifest(packed(tmp_path_factory.mktemp("scoring"), test=3))
+
+
+@pytest.fixture(scope="module")
+def networks():
     torch.manual_seed(0)
     task = TeacherStudent(NETWORK)
     task.teacher_decoder.head.refine[2].bias.data.add_(0.2)
-    from safetensors.torch import save_file
+    return {"student": task.student.eval(), "averaged": task.averaged_student().eval()}
 
-    save_file(task.student.state_dict(), folder / checkpoint.STUDENT)
-    save_file({f"decoder.{k}": v for k, v in task.teacher_decoder.state_dict().items()}, folder / checkpoint.TEACHER)
-    records = manifest.pairs("test")
-    scorer = Scorer(manifest.url, records, NETWORK, EvaluationSettings(lpips="none"), gamma=0.5)
-    networks = {"student": task.student.eval(), "averaged": task.averaged_student().eval()}
-    return manifest, networks, scorer, scorer.score(str(folder))
+
+@pytest.fixture(scope="module")
+def shared(driver, networks):
+    return Shared(ray.put("no weights here"), ray.put(networks))
+
+
+@pytest.fixture(scope="module")
+def scorer(manifest):
+    return Scorer(manifest.url, "test", 0, 2, SETTINGS, gamma=0.5)
+
+
+@pytest.fixture(scope="module")
+def table(manifest, scorer, shared):
+    """The rows of all images of the test split, of which the scorer's own share is only a part."""
+    return scores.table_of([row for record in manifest.pairs("test") for row in scorer.score(record.key, shared)])
 
 
 def pixels(image):
@@ -39,16 +56,16 @@ def pixels(image):
 
 
 @pytest.mark.parametrize("method", ["input", "gamma", "student", "averaged"])
-def test_scores_equal_scikit_image(scored, method):
-    manifest, networks, _, rows = scored
+def test_scores_equal_scikit_image(manifest, networks, table, method):
     for record in manifest.pairs("test"):
         low, clean = read_pair(manifest.url, record)
         x = torch.from_numpy(low.copy()).permute(2, 0, 1)[None] / 255
         outputs = {"input": lambda x=x: x, "gamma": lambda x=x: x**0.5}
         outputs |= {name: lambda x=x, net=net: enhance(net, x) for name, net in networks.items()}
         enhanced = pixels(outputs[method]()[0].permute(1, 2, 0).numpy())
-        (row,) = [row for row in rows if row["key"] == record.key and row["method"] == method]
-        assert row["psnr"] == pytest.approx(peak_signal_noise_ratio(clean, enhanced, data_range=255), abs=1e-4)
+        rows = table[(table["key"] == record.key) & (table["method"] == method) & (table["protocol"] == "rgb_u8")]
+        values = rows.set_index("metric")["value"]
+        assert values["psnr"] == pytest.approx(peak_signal_noise_ratio(clean, enhanced, data_range=255), abs=1e-4)
         ssim = structural_similarity(
             clean,
             enhanced,
@@ -58,18 +75,56 @@ def test_scores_equal_scikit_image(scored, method):
             use_sample_covariance=False,
             data_range=255,
         )
-        assert row["ssim"] == pytest.approx(ssim, abs=1e-5)
+        assert values["ssim"] == pytest.approx(ssim, abs=1e-5)
 
 
-def test_means_are_over_images(scored):
-    rows = scored[3]
-    means = summarise(rows)
-    assert list(means) == ["input", "gamma", "student", "averaged"]
-    assert means["student"]["psnr"] == pytest.approx(np.mean([r["psnr"] for r in rows if r["method"] == "student"]))
+def test_every_number_says_what_it_is(table):
+    columns = ["method", "protocol", "metric"]
+    kinds = {tuple(kind) for kind in table[columns].to_numpy()}
+    assert kinds == set(product(["input", "gamma", "student", "averaged"], ["rgb_u8", "cidnet"], ["psnr", "ssim"]))
+    assert table["libraries"].str.contains("torch .*lpips .*numpy .*pillow").all()
+    assert table["reason"].isna().all() and table["lpips_sha256"].isna().all()
 
 
-def test_gamma_is_fitted_on_luminance(scored):
-    manifest = scored[0]
+def test_lpips_bears_its_weights_checksum_or_the_reason_why_it_is_missing(manifest, shared):
+    key = manifest.pairs("test")[0].key
+    scorer = Scorer(manifest.url, "test", 0, 1, SETTINGS.model_copy(update={"lpips": "alex"}), gamma=0.5)
+    missing = scores.table_of(scorer.score(key, shared)).query("metric == 'lpips'")
+    assert (missing["reason"] == "no weights here").all() and missing["lpips_sha256"].isna().all()
+    weights = find_lpips(EvaluationSettings())
+    if isinstance(weights, str):
+        pytest.skip(weights)
+    found = scores.table_of(scorer.score_picture(key, np.zeros((48, 72, 3), np.uint8), Shared(ray.put(weights))))
+    rows = found.query("metric == 'lpips' and method == 'images'")
+    assert list(rows["lpips_sha256"]) == [weights.sha256] and list(rows["protocol"]) == ["alex"]
+    assert (rows["value"] > 0.1).all() and (found.query("metric != 'lpips'")["lpips_sha256"].isna()).all()
+
+
+def test_an_image_too_small_for_a_metric_is_scored_by_the_others(tmp_path):
+    manifest = load_manifest(packed(tmp_path, test=1, size=(72, 24)))
+    weights = find_lpips(EvaluationSettings())
+    if isinstance(weights, str):
+        pytest.skip(weights)
+    scorer = Scorer(manifest.url, "test", 0, 1, EvaluationSettings(), gamma=0.5)
+    (record,) = manifest.pairs("test")
+    rows = scores.table_of(scorer.score_picture(record.key, np.zeros((24, 72, 3), np.uint8), Shared(ray.put(weights))))
+    assert rows[rows["metric"] != "lpips"]["value"].notna().all()
+    assert rows[rows["metric"] == "lpips"]["reason"].str.contains("at least 31x31, not 24x72").all()
+
+
+def test_large_images_are_enhanced_in_tiles(tmp_path, shared, monkeypatch):
+    manifest = load_manifest(packed(tmp_path, test=1, size=(300, 64)))
+    seen = []
+    monkeypatch.setattr(AutoEncoder, "forward", lambda self, image: seen.append(tuple(image.shape[-2:])) or image)
+    scorer = Scorer(manifest.url, "test", 0, 1, SETTINGS.model_copy(update={"tile": 256}), gamma=0.5)
+    (record,) = manifest.pairs("test")
+    rows = scores.table_of(scorer.score(record.key, shared))
+    assert len(seen) == 4 and max(seen) == (64, 256)
+    psnr = rows.query("metric == 'psnr' and protocol == 'rgb_u8'").set_index("method")["value"]
+    assert psnr["student"] == pytest.approx(psnr["input"], abs=1e-3)  # tiles that change nothing leave no seams
+
+
+def test_gamma_is_fitted_on_luminance(manifest):
     gamma = fit_gamma(manifest)
     low, clean = np.array([(r.low_luminance, r.high_luminance) for r in manifest.pairs("train")]).T
     # the fixture darkens by 0.15, so the exponent that undoes it for grey of mean brightness is near this
@@ -78,21 +133,22 @@ def test_gamma_is_fitted_on_luminance(scored):
     assert errors[1] == min(errors)
 
 
-def test_missing_lpips_weights_give_a_reason(tmp_path, monkeypatch):
-    assert load_lpips(EvaluationSettings(lpips="none"), "cpu") == (None, {"missing": "turned off by evaluation.lpips"})
+def test_missing_lpips_weights_give_a_reason(tmp_path):
+    assert find_lpips(EvaluationSettings(lpips="none")) == "turned off by evaluation.lpips"
     with pytest.raises(ValueError, match="no-such-file"):
-        load_lpips(EvaluationSettings(lpips_weights=str(tmp_path / "no-such-file.pth")), "cpu")
+        find_lpips(EvaluationSettings(lpips_weights=str(tmp_path / "no-such-file.pth")))
 
 
-def test_pictures_show_low_gamma_enhanced_and_clean(scored, tmp_path):
-    manifest, networks, scorer, _ = scored
+def test_views_show_low_gamma_enhanced_clean_and_the_error(manifest, networks, scorer, shared):
     record = manifest.pairs("test")[0]
-    folder = manifest.url.removesuffix("/shards")
-    pictures = scorer.pictures(folder, [record.key, "another actor's"])
+    views = scorer.views(record.key, shared)
     low, clean = read_pair(manifest.url, record)
-    assert list(pictures) == [record.key]
-    assert np.array_equal(pictures[record.key][0], low)
-    assert np.array_equal(pictures[record.key][3], clean)
+    assert list(views) == list(VIEWS)
+    assert np.array_equal(views["low"], low)
+    assert np.array_equal(views["clean"], clean)
     x = torch.from_numpy(low.copy()).permute(2, 0, 1)[None] / 255
-    assert isinstance(networks["student"], AutoEncoder)
-    assert np.array_equal(pictures[record.key][2], pixels(enhance(networks["student"], x)[0].permute(1, 2, 0).numpy()))
+    enhanced = enhance(networks["student"], x)[0].permute(1, 2, 0).numpy()
+    assert np.array_equal(views["enhanced"], pixels(enhanced))
+    error = np.abs(enhanced - clean / 255).mean(axis=2)
+    brightness = views["error"].sum(axis=2, dtype=int)
+    assert brightness.flat[error.argmin()] < brightness.flat[error.argmax()]

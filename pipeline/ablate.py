@@ -1,0 +1,35 @@
+"""Trains the ablations of the method over seeds and compares them with the reference."""
+
+from pipeline import ablation, storage
+from pipeline.command_line import argument_parser, user_errors
+from pipeline.config import parse_config
+from pipeline.evaluation.comparison import chosen_table
+from pipeline.evaluation.report import REPORT, write_report
+from pipeline.evaluation.results import Run, arms
+
+
+def main() -> None:
+    """Train every arm with every seed, then print the table and where the report is."""
+    parser = argument_parser(__doc__ or "")
+    parser.add_argument(
+        "--arms", nargs="+", choices=ablation.ARMS, metavar="ARM", default=list(ablation.ARMS),
+        help=f"which ablations; all by default: {', '.join(ablation.ARMS)}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, metavar="INT", default=[0, 1, 2], help="seeds of each arm [default 0 1 2]"
+    )
+    parser.add_argument(
+        "--at-once", type=int, metavar="INT", default=None, help="runs at the same time; by default as many as fit"
+    )
+    with user_errors():
+        base, options = parse_config(parser)
+        configs = ablation.configs_of(base, options["arms"], options["seeds"])
+        ablation.train_all(configs, options["at_once"])
+        runs = [Run.load(config.run.url) for config in configs]
+        page = storage.join(base.run.url, REPORT)
+        write_report(runs, page)
+        print(f"\n{chosen_table(arms(runs), base.checkpoint.split)}\n\nreport: {page}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""What can be scored side by side: runs, checkpoints, and folders of pictures that any method made."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline import checkpoint, storage
+from pipeline.config import Config
+from pipeline.data.images import read_rgb
+from pipeline.data.manifest import PairRecord
+from pipeline.data.pairing import listed, match_pictures
+from pipeline.evaluation import results, scores
+from pipeline.evaluation.results import Run
+from pipeline.evaluation.scores import Table, scores_file
+from pipeline.evaluation.settings import Split
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One of them.
+
+    Attributes:
+        url: a checkpoint's folder, or a folder of pictures.
+        config: the settings beside the checkpoint; none for pictures.
+        run: folder of the run that chose the checkpoint; none where the checkpoint was named itself.
+    """
+
+    url: str
+    config: Config | None
+    run: str | None
+
+    @classmethod
+    def find(cls, url: str, split: Split) -> "Candidate":
+        """What lies at ``url``; of a run, the checkpoint that its development scores choose.
+
+        Raises:
+            ValueError: nothing to score, or a run that is not yet to be scored on the test split.
+        """
+        if not storage.exists(storage.join(url, checkpoint.SETTINGS)):
+            if not storage.listdir(url):
+                raise ValueError(f"{url}: there is no run, checkpoint or folder of pictures")
+            return cls(url, None, None)
+        config = checkpoint.read_config(url)
+        if storage.name_of(url).startswith(checkpoint.PREFIX):
+            return cls(url, config, None)
+        if split == "test" and not results.is_finished(url, config.train.steps):
+            raise ValueError(
+                f"{url}: is not finished, and its test scores are for the end, once; let the same training command end "
+                "it, or name one of its checkpoints"
+            )
+        return cls(results.best_checkpoint(Run.load(url)), config, url)
+
+    @property
+    def method(self) -> str:
+        """The row of tables that stands for it."""
+        return self.config.checkpoint.weights if self.config else "images"
+
+    @property
+    def name(self) -> str:
+        """How tables call it: a run's folder with its checkpoint's, or the folder of pictures."""
+        return "/".join(self.url.split("/")[-2 if self.config else -1 :])
+
+    def table(self, split: Split) -> Table:
+        """The stored scores of a checkpoint; empty where there are none."""
+        url = storage.join(self.url, scores_file(split))
+        return scores.read(url) if storage.exists(url) else scores.table_of([])
+
+    def with_newest(self, count: int) -> "list[Candidate]":
+        """With the newest checkpoints of its run whose weights were kept, for their mean."""
+        newest = checkpoint.complete_checkpoints(self.run)[-count:] if self.run and count else []
+        return [self, *(replace(self, url=url, run=None) for url in newest if url != self.url)]
+
+
+def pictures_of(folder: str, records: Sequence[PairRecord]) -> dict[str, Path]:
+    """The picture of each pair in a local folder, by key.
+
+    Raises:
+        ValueError: one is missing, can't be read, or differs in size from the pair: nothing is resized.
+    """
+    if not storage.is_local(folder):
+        raise ValueError(f"{folder}: pictures are read from a local folder; copy them to one")
+    pictures = match_pictures(Path(folder), [record.key for record in records])
+    amiss = []
+    for record in records:
+        height, width, _ = read_rgb(pictures[record.key]).shape
+        if (width, height) != (record.width, record.height):
+            amiss.append(
+                f"{pictures[record.key]}: {width}x{height}, but {record.key} is {record.width}x{record.height}"
+            )
+    if amiss:
+        raise ValueError(f"pictures of other sizes than their pairs; nothing is resized:\n{listed(amiss)}")
+    return pictures

@@ -1,0 +1,185 @@
+"""A pool of evaluation actors: sized by what is free, and not disturbed by the death of an actor or a node."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import ray
+import torch
+from commands import RayHead
+from datasets import packed
+from PIL import Image
+from ray import cloudpickle
+from skimage.metrics import peak_signal_noise_ratio
+
+from iaml import TeacherStudent
+from pipeline import checkpoint, storage
+from pipeline.checkpoint import Progress
+from pipeline.config import Config
+from pipeline.data.manifest import Manifest, load_manifest
+from pipeline.data.pairs import read_pair
+from pipeline.evaluation import pool as pools
+from pipeline.evaluation import scores
+from pipeline.evaluation.dispatch import Dispatch
+from pipeline.evaluation.pool import Pool, sized
+from pipeline.evaluation.results import VIEWS
+from pipeline.evaluation.scoring import find_lpips
+from pipeline.evaluation.settings import EvaluationSettings
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+SETTINGS = EvaluationSettings(actors=2, gpus_per_actor=0, grid_images=2)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return load_manifest(packed(tmp_path_factory.mktemp("pool"), test=9, size=(96, 64)))
+
+
+@pytest.fixture(scope="module")
+def pool(driver: None, manifest: Manifest) -> Pool:
+    return Pool.start(SETTINGS, manifest, "test", find_lpips(SETTINGS))
+
+
+@pytest.fixture
+def url(tmp_path: Path, manifest: Manifest) -> str:
+    """URL of a checkpoint."""
+    return write_checkpoint(tmp_path, manifest)
+
+
+def write_checkpoint(folder: Path, manifest: Manifest) -> str:
+    """URL of a checkpoint with weights of its own."""
+    url = str(folder / "run/checkpoint-00000002")
+    settings = {
+        "run": {"name": "run", "storage": str(folder)},
+        "data": {"url": manifest.url},
+        "train": {"steps": 2},
+        "network": {"width": 1 / 16},
+        "optimizer": {"warmup_steps": 0},
+    }
+    config = Config.model_validate(settings)
+    torch.manual_seed(0)
+    task = TeacherStudent(config.network)
+    (folder / "local").mkdir()
+    checkpoint.write(folder / "local", task, {}, Progress(step=2), config, {})
+    storage.upload_folder(folder / "local", url, last=checkpoint.STATE)
+    return url
+
+
+@pytest.mark.parametrize(
+    ("settings", "free", "actors", "share"),
+    [
+        ({}, {"CPU": 6.0}, 6, 0.0),
+        ({}, {"CPU": 100.0}, 10, 0.0),  # 4 images for each of them
+        ({}, {"CPU": 0.0}, 1, 0.0),
+        ({}, {"CPU": -2.0, "GPU": 0.0}, 1, 0.0),
+        ({"cpus_per_actor": 3}, {"CPU": 8.0}, 2, 0.0),
+        ({}, {"CPU": 64.0, "GPU": 2.0}, 4, 0.5),
+        ({}, {"CPU": 3.0, "GPU": 2.0}, 3, 0.5),
+        ({"gpus_per_actor": 0.25}, {"CPU": 64.0, "GPU": 1.0}, 4, 0.25),
+        ({"gpus_per_actor": 0.0}, {"CPU": 5.0, "GPU": 4.0}, 5, 0.0),
+        ({"actors": 7}, {"CPU": 2.0}, 7, 0.0),
+    ],
+)
+def test_the_pool_takes_what_is_free(
+    settings: dict[str, Any], free: dict[str, float], actors: int, share: float
+) -> None:
+    found = sized(EvaluationSettings.model_validate(settings), 40, free)
+    assert (found.actors, found.gpus_per_actor) == (actors, share)
+
+
+class Killer(Dispatch):
+    """Kills ``victim`` of an actor that has an image in hand, once, after the second result."""
+
+    victim: Any
+    killed: list[str]
+
+    def results(self) -> Iterator[tuple[str, Any]]:
+        for number, result in enumerate(super().results()):
+            busy = [(index, key) for index, key in self._running.values() if key is not None]
+            if number == 1 and busy and not self.killed:
+                index, key = busy[0]
+                self.killed.append(str(key))
+                self.victim(self._actors[index])
+            yield result
+
+
+def node_id(actor: Any) -> str:
+    return ray.get_runtime_context().get_node_id()
+
+
+def kill_process(actor: Any) -> None:
+    os.kill(ray.get(actor.__ray_call__.remote(lambda self: os.getpid())), signal.SIGKILL)
+
+
+def test_killing_an_actor_in_the_middle_changes_nothing(pool: Pool, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    undisturbed = pool.score(url)
+    Path(url, scores.scores_file("test")).unlink()
+    Killer.victim, Killer.killed = staticmethod(kill_process), []
+    monkeypatch.setattr(pools, "Dispatch", Killer)
+    disturbed = pool.score(url)
+    assert Killer.killed
+    pd.testing.assert_frame_equal(disturbed, undisturbed)
+    pd.testing.assert_frame_equal(scores.read(storage.join(url, scores.scores_file("test"))), undisturbed)
+    assert undisturbed["key"].nunique() == 9
+    assert set(undisturbed["method"]) == {"input", "gamma", "student", "averaged"}
+
+
+def test_the_death_of_a_node_changes_nothing(
+    pool: Pool, url: str, manifest: Manifest, ray_head: RayHead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = pool.score(url)
+    node = ray_head.add_node()
+    while sum(each["Alive"] for each in ray.nodes()) < 2:
+        assert node.poll() is None
+        time.sleep(0.2)
+    spread = Pool.start(SETTINGS, manifest, "test", find_lpips(SETTINGS))
+    assert len({ray.get(actor.__ray_call__.remote(node_id)) for actor in spread.actors}) == 2
+    Killer.victim, Killer.killed = staticmethod(lambda actor: os.killpg(node.pid, signal.SIGKILL)), []
+    monkeypatch.setattr(pools, "Dispatch", Killer)
+    pd.testing.assert_frame_equal(spread.score(url), undisturbed)
+    assert Killer.killed
+
+
+def test_pictures_of_the_best_the_worst_and_some_fixed_images_are_stored(pool: Pool, url: str) -> None:
+    table = pool.score(url)
+    psnr = table[(table["method"] == "student") & (table["metric"] == "psnr")].set_index("key")["value"].sort_values()
+    pictured = {path.name.split(".")[0] for path in Path(url, "pictures-test").iterdir()}
+    assert {*psnr.index[:2], *psnr.index[-2:]} <= pictured
+    assert len(pictured) <= 6
+    for key in pictured:
+        assert [Image.open(Path(url, "pictures-test", f"{key}.{view}.webp")).size for view in VIEWS] == [(96, 64)] * 5
+    assert Image.open(Path(url, "grid-test.png")).width > 4 * 96
+
+
+def test_pictures_made_elsewhere_are_scored_as_they_are(pool: Pool, manifest: Manifest, tmp_path: Path) -> None:
+    clean = {record.key: read_pair(manifest.url, record).clean for record in manifest.pairs("test")}
+    for key, image in clean.items():
+        Image.fromarray(image // 2).save(tmp_path / f"{key}.png")
+    table = pool.score_pictures("/some/method", {key: tmp_path / f"{key}.png" for key in clean})
+    rows = table[(table["method"] == "images") & (table["metric"] == "psnr")].set_index("key")
+    assert set(rows.index) == set(clean) and set(rows["checkpoint"]) == {"method"}
+    for key, image in clean.items():
+        assert rows["value"][key] == pytest.approx(peak_signal_noise_ratio(image, image // 2, data_range=255), abs=1e-4)
+
+
+@pytest.mark.usefixtures("driver")
+def test_an_image_that_cannot_be_read_is_named_and_no_mean_is_made_of_the_rest(tmp_path: Path) -> None:
+    manifest = load_manifest(packed(tmp_path, test=3))
+    url = write_checkpoint(tmp_path, manifest)
+    record = manifest.pairs("test")[1]
+    with Path(manifest.url, record.shard).open("r+b") as file:
+        file.seek(record.low_offset + 60)
+        file.write(b"damage")
+    settings = SETTINGS.model_copy(update={"actors": 1, "lpips": "none"})
+    table = Pool.start(settings, manifest, "test", "none wanted").score(url)
+    amiss = table[table["reason"].notna()]
+    assert set(amiss["key"]) == {record.key} and amiss["value"].isna().all() and len(amiss) == 8
+    assert amiss["reason"].str.contains(f"{record.shard}: {record.key}.low.png: differs from the image").all()
+    assert table[table["reason"].isna()]["value"].notna().all()
+    assert scores.means(table).isna().all(axis=None)
