@@ -7,7 +7,7 @@ optimizer.safetensors   Adam's moments, whole, so that any number of workers can
 settings.yaml           the resolved settings
 provenance.json         git hash, manifest checksum, library versions
 state.json              the integers that place the run; written last, so it marks a whole checkpoint
-scores-dev.json, grid-dev.png   added when the checkpoint has been scored
+scores-dev.parquet, pictures-dev/, grid-dev.png   added when the checkpoint has been scored
 """
 
 import json
