@@ -181,7 +181,8 @@ class Validation:
 
 def _rows_without(settings: EvaluationSettings, methods: Sequence[str], key: str, death: RayError) -> list[Row]:
     """Rows of an image that no actor survived."""
-    reason = f"{DEATHS} evaluation actors died of it, the last one so: {death}"
+    cause = " ".join(str(death).split())
+    reason = f"{DEATHS} evaluation actors died of it, the last one so: {cause}"
     return [
         {"key": key, "method": method, "protocol": protocol, "metric": metric, "reason": reason, "libraries": LIBRARIES}
         for method in methods

@@ -4,8 +4,8 @@
 <run>/scores.parquet                           all rows of the run, put together from those
 
 Columns:
-    checkpoint, step   what was scored; a folder of images has its URL for ``checkpoint`` and step 0
-    split, data        on which images: ``dev`` or ``test``, and the SHA-256 of the data set's manifest
+    checkpoint, step   what was scored; of a folder of pictures its name, and step 0
+    split, data        on which images: ``train``, ``dev`` or ``test``, and the SHA-256 of the data set's manifest
     key                which of them
     method             ``input``, ``gamma`` (one exponent for all), ``student``, ``averaged``, or ``images``
     metric, protocol   ``psnr`` in dB or ``ssim`` by a protocol of ``iaml.score``; ``lpips`` by a backbone

@@ -10,8 +10,8 @@ from iaml.metrics import Protocol
 from iaml.network import STRIDE
 from pipeline.storage import absolute
 
-Split = Literal["dev", "test"]
-SPLITS: tuple[Split, ...] = ("dev", "test")
+Split = Literal["train", "dev", "test"]
+SPLITS: tuple[Split, ...] = ("dev", "test", "train")  # in the order of reports
 OVERLAP = 128  # pixels that neighbouring tiles share
 
 
