@@ -3,9 +3,9 @@
 from pipeline import ablation, storage
 from pipeline.command_line import argument_parser, user_errors
 from pipeline.config import parse_config
-from pipeline.evaluation.comparison import chosen_table
-from pipeline.evaluation.report import REPORT, write_report
 from pipeline.evaluation.results import Run, arms
+from pipeline.reporting.comparison import chosen_table
+from pipeline.reporting.report import REPORT, write_report
 
 
 def main() -> None:

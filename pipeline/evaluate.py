@@ -14,10 +14,10 @@ from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.evaluation import scores, tables
 from pipeline.evaluation.candidates import Candidate, pictures_of
 from pipeline.evaluation.pool import Pool, sized
-from pipeline.evaluation.report import REPORT, write_report
 from pipeline.evaluation.results import Run
 from pipeline.evaluation.scores import Table
 from pipeline.evaluation.settings import EvaluationSettings, Split
+from pipeline.reporting.report import REPORT, write_report
 
 
 class EvaluateData(Settings):

@@ -2,8 +2,8 @@
 
 from pipeline import storage
 from pipeline.command_line import argument_parser, user_errors
-from pipeline.evaluation.report import REPORT, write_report
 from pipeline.evaluation.results import Run
+from pipeline.reporting.report import REPORT, write_report
 
 
 def main() -> None:

@@ -6,8 +6,8 @@ from pipeline import launch, storage
 from pipeline.command_line import argument_parser, user_errors
 from pipeline.config import Config, parse_config
 from pipeline.evaluation import results
-from pipeline.evaluation.report import REPORT, write_report
 from pipeline.evaluation.results import Run
+from pipeline.reporting.report import REPORT, write_report
 
 DRY_RUN_STEPS = 2
 

@@ -1,1 +1,1 @@
-"""Evaluation actors, scores, image grids and the report."""
+"""Evaluation actors, the scores that they give, and what they say of a run."""

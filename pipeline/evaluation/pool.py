@@ -27,7 +27,7 @@ from pipeline.evaluation import scores
 from pipeline.evaluation.dispatch import DEATHS, Dispatch, Task
 from pipeline.evaluation.images import image_grid
 from pipeline.evaluation.perceptual import BackboneWeights
-from pipeline.evaluation.results import PICTURE, grid_file, pictures_folder, prune, score_of_images
+from pipeline.evaluation.results import EXTREMES, PICTURE, grid_file, pictures_folder, prune, score_of_images
 from pipeline.evaluation.scores import Table, scores_file
 from pipeline.evaluation.scoring import LIBRARIES, Row, Scorer, Shared, fit_gamma
 from pipeline.evaluation.settings import EvaluationSettings, Split
@@ -35,7 +35,6 @@ from pipeline.training.monitor import say
 
 IMAGES_PER_ACTOR = 4  # fewer are not worth an actor's start
 GPU_SHARE = 0.5
-EXTREMES = 2  # best and worst images of which pictures are kept
 QUALITY = 90  # of those pictures, WebP
 COLUMNS = {"low": "low", "gamma": "gamma correction", "enhanced": "enhanced", "clean": "clean"}
 

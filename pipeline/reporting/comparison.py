@@ -7,14 +7,15 @@ import pandas as pd
 
 from pipeline import storage
 from pipeline.config import differences
-from pipeline.evaluation import page, summary, tables
-from pipeline.evaluation.figures import Line
-from pipeline.evaluation.page import Album, View
+from pipeline.evaluation import tables
 from pipeline.evaluation.results import PICTURE, Run
 from pipeline.evaluation.scores import Table
 from pipeline.evaluation.settings import SPLITS, Split
-from pipeline.evaluation.summary import NOT_LOSSES, PANELS, PICTURED
 from pipeline.evaluation.tables import TextTable
+from pipeline.reporting import page, summary
+from pipeline.reporting.figures import Line
+from pipeline.reporting.page import Album, View
+from pipeline.reporting.summary import NOT_LOSSES, PANELS, PICTURED
 
 Arms = Mapping[str, Mapping[int, Run]]
 NO_VALUES = pd.Series(dtype=float)

@@ -20,10 +20,11 @@ from PIL import Image
 
 from pipeline import checkpoint
 from pipeline.config import Config
-from pipeline.evaluation import comparison, page, scores
-from pipeline.evaluation.figures import MOST_POINTS, Line, draw
-from pipeline.evaluation.report import render_report, write_report
+from pipeline.evaluation import scores
 from pipeline.evaluation.results import VIEWS, Run, arms, pictures_folder
+from pipeline.reporting import comparison, page
+from pipeline.reporting.figures import MOST_POINTS, Line, draw
+from pipeline.reporting.report import render_report, write_report
 
 KEYS = ("22", "23", "55")
 WEIGHTS = "443c5bc3" + 56 * "0"

@@ -9,18 +9,18 @@ from pydantic import BaseModel
 
 from pipeline import storage
 from pipeline.config import Config
-from pipeline.evaluation import comparison, page, results, scores, summary, tables
-from pipeline.evaluation.figures import Line
-from pipeline.evaluation.page import Album, View
+from pipeline.evaluation import results, scores, tables
 from pipeline.evaluation.results import PICTURE, Run
 from pipeline.evaluation.scores import Table
 from pipeline.evaluation.settings import SPLITS, Split
-from pipeline.evaluation.summary import NOT_LOSSES, PANELS, PICTURED
+from pipeline.reporting import comparison, page, summary
+from pipeline.reporting.figures import Line
+from pipeline.reporting.page import Album, View
+from pipeline.reporting.summary import NOT_LOSSES, PANELS, PICTURED
 
 REPORT = "report.html"
 METHODS = {"low": "input", "gamma": "gamma", "enhanced": PICTURED}  # whose scores stand below a view
 TITLES = {"gamma": "gamma corrected"}
-EXTREMES = 2  # best and worst images that are shown
 IMAGES_OVER_TRAINING, CHECKPOINTS_OVER_TRAINING = 3, 5
 
 
@@ -105,7 +105,7 @@ def _images(run: Run, split: Split, album: Album) -> str:
         f"The worst images by {metric}, then the best, enhanced by the {PICTURED}. Drag the boundary or use arrow keys."
     )
     content = page.paragraph(note, "note")
-    for key in dict.fromkeys([*reversed(shown[-EXTREMES:]), *shown[:EXTREMES]]):
+    for key in dict.fromkeys([*reversed(shown[-results.EXTREMES :]), *shown[: results.EXTREMES]]):
         content += f"<h3>{escape(f'{key}: rank {order.index(key) + 1} of {len(order)} on {split}')}</h3>"
         content += _comparison_of_views(key, pictures[key], rows, album)
     return content

@@ -7,11 +7,12 @@ from typing import Any
 import pandas as pd
 
 from pipeline import checkpoint, storage
-from pipeline.evaluation import page, results, scores, tables
-from pipeline.evaluation.figures import Line, draw
+from pipeline.evaluation import results, scores, tables
 from pipeline.evaluation.results import Run
 from pipeline.evaluation.scores import Column, Table
 from pipeline.evaluation.settings import Split
+from pipeline.reporting import page
+from pipeline.reporting.figures import Line, draw
 
 PICTURED = "student"  # the method whose pictures are kept
 PANELS = {
