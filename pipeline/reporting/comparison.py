@@ -87,8 +87,8 @@ def _differing_settings(arms: Arms) -> str:
     identities = {arm: next(iter(seeds.values())).config.identity() for arm, seeds in arms.items()}
     reference, *others = identities.values()
     names = dict.fromkeys(name for other in others for name, _, _ in differences(reference, other) if name != "seed")
-    rows = [[name, *(summary.text(_at(identity, name)) for identity in identities.values())] for name in names]
-    return page.rows_table(["setting", *identities], rows) if rows else ""
+    rows = [[arm, *(summary.text(_at(identity, name)) for name in names)] for arm, identity in identities.items()]
+    return page.rows_table(["arm", *names], rows) if names else ""
 
 
 def _score_charts(arms: Arms) -> list[str]:

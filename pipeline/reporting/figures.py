@@ -17,6 +17,9 @@ MOST_POINTS = 500  # a line holds no more: longer ones show means of neighbours
 MARKED_POINTS = 30  # up to as many are marked each
 NARROW = 24  # characters of a label that leave room for another beside it
 GREYS = ("0.35", "0.6")
+WIDTH, HEIGHT, LEGEND_ROW = 4.6, 2.7, 0.2  # inches
+MOST_OPAQUE, LEAST_OPAQUE = 0.4, 0.06  # of the bands, which many lines share
+Colour = tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,12 @@ def draw(
     if not any(np.isfinite(line.values).any() for line in lines):
         return None
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report", "axes.spines.top": False}):
-        figure = Figure(figsize=(4.6, 3.1), layout="constrained")
+        figure = Figure(layout="constrained")
         axes = figure.add_subplot()
+        colours = matplotlib.colormaps["tab10" if len(lines) <= 10 else "tab20"]
         for index, line in enumerate(lines):
             if np.isfinite(line.values).any():
-                _draw_line(axes, line, f"C{index % 10}")
+                _draw_line(axes, line, colours(index % colours.N), band=max(MOST_OPAQUE / len(lines), LEAST_OPAQUE))
         for (label, level), grey in zip((levels or {}).items(), GREYS, strict=False):
             if math.isfinite(level):
                 axes.axhline(level, label=_text(label), color=grey, linestyle="--", linewidth=1.2)
@@ -85,13 +89,13 @@ class _PlainNumbers(LogFormatter):
         return f"{x:g}" if super().__call__(x, pos) else ""
 
 
-def _draw_line(axes: Axes, line: Line, colour: str) -> None:
+def _draw_line(axes: Axes, line: Line, colour: Colour, *, band: float) -> None:
     values = _thinned(line.values)
     marker = "." if len(values) <= MARKED_POINTS else ""
     axes.plot(values.index, values, label=_text(line.label), color=colour, marker=marker, linewidth=1.4)
     if line.lowest is not None and line.highest is not None:
         lowest, highest = _thinned(line.lowest), _thinned(line.highest)
-        axes.fill_between(lowest.index, lowest, highest, color=colour, alpha=0.2, linewidth=0)
+        axes.fill_between(lowest.index, lowest, highest, color=colour, alpha=band, linewidth=0)
 
 
 def _finish(figure: Figure, axes: Axes) -> None:
@@ -99,8 +103,10 @@ def _finish(figure: Figure, axes: Axes) -> None:
     axes.spines["right"].set_visible(False)
     axes.grid(alpha=0.3)
     labels = axes.get_legend_handles_labels()[1]
-    if len(labels) > 1:
-        columns = 2 if max(map(len, labels)) <= NARROW else 1
+    columns = 2 if max(map(len, labels)) <= NARROW else 1
+    rows = math.ceil(len(labels) / columns) if len(labels) > 1 else 0
+    figure.set_size_inches(WIDTH, HEIGHT + rows * LEGEND_ROW)
+    if rows:
         figure.legend(loc="outside lower center", ncols=columns, fontsize="medium", frameon=False)
 
 

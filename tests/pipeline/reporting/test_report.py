@@ -278,7 +278,7 @@ def test_arms_are_compared_over_seeds_by_chosen_and_by_last_checkpoints(tmp_path
     assert table_rows(last)["reference"][:2] == ["2", "21.05 ± 0.07"]
     assert table_rows(chosen)["mirror_weight 0.0"][:2] == ["2", "21.05 ± 0.07"]
     assert table_rows(chosen)["mirror_weight 0.0"][2].startswith("-1.00")
-    assert table_rows(section(html, "What differs")) == {"objective.mirror_weight": ["0.8", "0.0"]}
+    assert table_rows(section(html, "What differs")) == {"reference": ["0.8"], "mirror_weight 0.0": ["0.0"]}
     assert [*figures(html)][:4] == [
         *("PSNR dB (rgb_u8), dev, student weights", "SSIM (rgb_u8), dev, student weights"),
         *("LPIPS (alex), dev, student weights", "Loss"),
