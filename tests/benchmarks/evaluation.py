@@ -29,7 +29,7 @@ from pipeline.training import loop
 from pipeline.training.monitor import read_metrics
 
 ROUNDS = 3
-STEPS, WARM_UP, CHECKPOINT_EVERY, LOG_EVERY = 300, 60, 30, 30
+STEPS, WARM_UP, CHECKPOINT_EVERY, LOG_EVERY = 240, 60, 60, 20
 CORES = sorted(os.sched_getaffinity(0))
 TRAINING_CORES, EVALUATION_CORES = CORES[: len(CORES) // 2], CORES[len(CORES) // 2 :]
 train = loop.train
@@ -62,9 +62,10 @@ def main() -> None:
         data = pack_pairs(Path(root), options.pairs)
         own = compare(Path(root), data, workers=1, training=TRAINING_CORES, evaluation=EVALUATION_CORES)
         same = compare(Path(root), data, workers=len(CORES), training=CORES, evaluation=CORES)
+        head = f"{machine()}; every {CHECKPOINT_EVERY} steps a checkpoint of {scored(data)}"
     rows = [["on cores of its own", *own], ["on the same cores", *same]]
     header = ["evaluation", "training without it, images/s", "with it, images/s", "with / without"]
-    report = f"{machine()}; every {CHECKPOINT_EVERY} steps a checkpoint of {scored(data)}\n\n{table(header, rows)}"
+    report = f"{head}\n\n{table(header, rows)}"
     print(f"\n{report}")
     storage.write_text(str(options.out), f"{report}\n")
 
@@ -80,7 +81,7 @@ def pack_pairs(root: Path, pairs: Path | None) -> str:
 
 
 def scored(data: str) -> str:
-    """What is scored, in words."""
+    """What is scored of each checkpoint, in words."""
     pairs = load_manifest(data).pairs("dev")
     return f"{len(pairs)} images of {pairs[0].width}x{pairs[0].height} or so, four methods, PSNR, SSIM and LPIPS"
 
@@ -103,6 +104,7 @@ def speed(root: Path, data: str, workers: int, training: list[int], evaluation: 
     OnCores.cores = evaluation
     launch.Validation = OnCores  # type: ignore[misc]
     loop.train = on_cores(training)
+    stay_on(EVALUATION_CORES if training == TRAINING_CORES else CORES)  # and so do Ray's own processes
     with launch.cluster(launch.cpus_needed(config)):
         config = launch.with_devices(config, manifests)
         launch.train(config, manifests, launch.provenance_of(manifests), find_lpips(config.evaluation))
