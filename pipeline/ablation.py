@@ -18,7 +18,7 @@ from pipeline import launch
 from pipeline.config import Config
 from pipeline.data.manifest import load_manifest
 from pipeline.evaluation import results
-from pipeline.evaluation.perceptual import BackboneWeights
+from pipeline.evaluation.backbone import BackboneWeights
 
 REFERENCE = "reference"
 DEFAULTS = ObjectiveSettings()

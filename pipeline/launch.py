@@ -20,7 +20,7 @@ from pipeline import storage
 from pipeline.checkpoint import PROVENANCE, SETTINGS, STOPPED
 from pipeline.config import Config, differences, read_settings
 from pipeline.data.manifest import Manifest, load_manifest
-from pipeline.evaluation.perceptual import BackboneWeights
+from pipeline.evaluation.backbone import BackboneWeights
 from pipeline.evaluation.pool import Pool, Validation, sized
 from pipeline.evaluation.results import unscored
 from pipeline.evaluation.scoring import find_lpips

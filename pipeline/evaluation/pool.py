@@ -24,9 +24,9 @@ from pipeline.config import Config
 from pipeline.data.images import read_rgb
 from pipeline.data.manifest import Manifest
 from pipeline.evaluation import scores
+from pipeline.evaluation.backbone import BackboneWeights
 from pipeline.evaluation.dispatch import DEATHS, Dispatch, Task
 from pipeline.evaluation.images import image_grid
-from pipeline.evaluation.perceptual import BackboneWeights
 from pipeline.evaluation.results import EXTREMES, PICTURE, grid_file, pictures_folder, prune, score_of_images
 from pipeline.evaluation.scores import Table, scores_file
 from pipeline.evaluation.scoring import LIBRARIES, Row, Scorer, Shared, fit_gamma

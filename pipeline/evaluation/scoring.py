@@ -20,7 +20,8 @@ from iaml import AutoEncoder, enhance, score
 from iaml.metrics import eight_bit_levels
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.data.pairs import Pair, read_pair
-from pipeline.evaluation.perceptual import BackboneWeights, Lpips, LpipsUnavailable, find_backbone
+from pipeline.evaluation.backbone import BackboneWeights, LpipsUnavailable, find_backbone
+from pipeline.evaluation.perceptual import Lpips
 from pipeline.evaluation.results import BRIGHTEST_ERROR, VIEWS
 from pipeline.evaluation.settings import OVERLAP, EvaluationSettings, Split
 

@@ -198,7 +198,8 @@ p { margin: 0.4rem 0; }
 .note { font-size: 0.875rem; max-width: 60rem; }
 .alarm { border-left: 4px solid var(--alarm); padding: 0.5rem 0.8rem; background: var(--soft); color: var(--alarm);
   white-space: pre-wrap; }
-.scroll { overflow: auto; max-height: 40rem; margin: 0.5rem 0; }
+.scroll { overflow: auto; margin: 0.5rem 0; }
+.sortable { max-height: 40rem; }
 table { border-collapse: collapse; font-size: 0.925rem; width: max-content; }
 th, td { padding: 0.25rem 0.75rem; border-bottom: 1px solid var(--line); text-align: right; white-space: pre;
   font-variant-numeric: tabular-nums; }

