@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from iaml import Settings
 from pipeline import launch, storage
+from pipeline.checkpoint import SETTINGS
 from pipeline.command_line import parse_settings, user_errors
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.evaluation import scores, tables
@@ -104,7 +105,9 @@ def evaluate(settings: EvaluateSettings, candidates: Sequence[Candidate], manife
     waiting = [each for each in wanted if not scores.covers(stored(each), keys, columns, checksum)]
     found: dict[str, Table] = {}
     if waiting:
-        with launch.cluster((evaluation.actors or 1) * evaluation.cpus_per_actor):
+        actors = evaluation.actors or 1
+        with launch.cluster(actors * evaluation.cpus_per_actor):
+            launch.check_room(actors * evaluation.cpus_per_actor, actors * (evaluation.gpus_per_actor or 0.0))
             pool = Pool.start(sized(evaluation, len(keys), ray.available_resources()), manifest, split, lpips)
             for each in waiting:
                 print(f"scoring {each.url}", flush=True)
@@ -112,8 +115,9 @@ def evaluate(settings: EvaluateSettings, candidates: Sequence[Candidate], manife
                     found[each.url] = pool.score(each.url, progress=True)
                 else:
                     found[each.url] = pool.score_pictures(each.url, pictures[each.url], progress=True)
-    for run in {candidate.run for candidate in candidates if candidate.run}:
-        scores.put_together(run)
+        for run in {each.url.rpartition("/")[0] for each in waiting if each.config}:
+            if storage.exists(storage.join(run, SETTINGS)):  # not where a checkpoint was copied out of its run
+                scores.put_together(run)
     return [stored(each) if each.config else found[each.url] for each in candidates]
 
 

@@ -84,23 +84,29 @@ def with_devices(config: Config, manifests: Sequence[Manifest]) -> Config:
     Raises:
         ValueError: the cluster has too little.
     """
-    present = ray.cluster_resources()
     evaluation, run = config.evaluation, config.run
     needed = (evaluation.actors or 1) * (evaluation.gpus_per_actor or 0.0)
-    use_gpu = run.use_gpu if run.use_gpu is not None else present.get("GPU", 0.0) >= run.workers + needed
-    wanted = {"CPU": cpus_needed(config), "GPU": run.workers * use_gpu + needed}
-    for name, amount in wanted.items():
-        if amount > present.get(name, 0.0):
-            raise ValueError(
-                f"the run needs {amount:g} {name}s, the Ray cluster has {present.get(name, 0.0):g}; lower run.workers, "
-                "run.cpus_per_worker or evaluation.actors, or add nodes"
-            )
+    use_gpu = (
+        run.use_gpu if run.use_gpu is not None else ray.cluster_resources().get("GPU", 0.0) >= run.workers + needed
+    )
+    check_room(cpus_needed(config), run.workers * use_gpu + needed)
     free = ray.available_resources()
     training = {"CPU": run.workers * run.cpus_per_worker, "GPU": run.workers * use_gpu}
     beside = {name: free.get(name, 0.0) - training[name] for name in training}
     images = int(manifests[0].split(config.checkpoint.split).pairs.sum())
     changes = {"run": run.model_copy(update={"use_gpu": use_gpu}), "evaluation": sized(evaluation, images, beside)}
     return config.model_copy(update=changes)
+
+
+def check_room(cpus: float, gpus: float) -> None:
+    """``ValueError`` when the Ray cluster has fewer CPUs or GPUs, for which a run would wait in vain."""
+    present = ray.cluster_resources()
+    for name, amount in (("CPU", cpus), ("GPU", gpus)):
+        if amount > present.get(name, 0.0):
+            raise ValueError(
+                f"the run needs {amount:g} {name}s, the Ray cluster has {present.get(name, 0.0):g}; lower run.workers, "
+                "run.cpus_per_worker, evaluation.actors or evaluation.gpus_per_actor, or add nodes"
+            )
 
 
 def check_run(config: Config, provenance: dict[str, Any]) -> None:

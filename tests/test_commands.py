@@ -102,7 +102,7 @@ def test_other_settings_or_data_under_the_same_name_are_refused(trained, refusal
 
 
 @pytest.fixture(scope="module")
-def tested(trained, command, shards, tmp_path_factory):
+def scored_on_test(trained, command, shards, tmp_path_factory):
     """A copy of the finished run, moved elsewhere, whose test split has been scored, and what that printed."""
     run = tmp_path_factory.mktemp("moved") / "run"
     shutil.copytree(trained[0], run)
@@ -110,8 +110,8 @@ def tested(trained, command, shards, tmp_path_factory):
     return run, arguments, command("pipeline/evaluate.py", *arguments)
 
 
-def test_evaluate_scores_the_chosen_checkpoint_and_the_last_ones_on_the_test_split(tested):
-    run, _, output = tested
+def test_evaluate_scores_the_chosen_checkpoint_and_the_last_ones_on_the_test_split(scored_on_test):
+    run, _, output = scored_on_test
     assert f"report: {run}/report.html" in output
     assert re.search(r"split: test, protocol: rgb_u8.* 2 images", output)
     assert re.search(r"^student +\d.*\n  mean of last \d +\d", output, re.MULTILINE)
@@ -121,15 +121,21 @@ def test_evaluate_scores_the_chosen_checkpoint_and_the_last_ones_on_the_test_spl
     assert "On the test split" in (run / "report.html").read_text()
 
 
-def test_the_test_split_is_scored_once(tested, command):
-    _, arguments, before = tested
+def test_the_test_split_is_scored_once(scored_on_test, command):
+    _, arguments, before = scored_on_test
     output = command("pipeline/evaluate.py", *arguments, timeout_s=60)
     assert "scoring" not in output
     assert before.endswith(output.partition("\n\n")[2])
 
 
-def test_evaluate_compares_runs_checkpoints_and_pictures(tested, command, shards, tmp_path):
-    run = tested[0]
+def test_evaluate_refuses_actors_that_the_cluster_has_no_room_for(scored_on_test, command):
+    arguments = ["--evaluation.protocols", "cidnet", "--evaluation.gpus-per-actor", "1"]
+    output = command("pipeline/evaluate.py", *scored_on_test[1], *arguments, status=2, timeout_s=60)
+    assert "needs 1 GPUs, the Ray cluster has 0" in output
+
+
+def test_evaluate_compares_runs_checkpoints_and_pictures(scored_on_test, command, shards, tmp_path):
+    run = scored_on_test[0]
     for pair in find_pairs(Path(shards).parent / "source"):
         if pair.split == "test":
             shutil.copy(pair.high, tmp_path / pair.low.name)
