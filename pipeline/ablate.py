@@ -1,8 +1,8 @@
 """Trains the ablations of the method over seeds and compares them with the reference."""
 
-from pipeline import ablation, storage
+from pipeline import ablation, runs, storage
 from pipeline.command_line import argument_parser, user_errors
-from pipeline.config import parse_config
+from pipeline.config import Config, parse_config
 from pipeline.evaluation.results import Run, arms
 from pipeline.reporting.comparison import chosen_table
 from pipeline.reporting.report import REPORT, write_report
@@ -22,13 +22,18 @@ def main() -> None:
         "--at-once", type=int, metavar="INT", default=None, help="runs at the same time; by default as many as fit"
     )
     with user_errors():
-        base, options = parse_config(parser)
+        base, options = parse_config(parser, Config)
         configs = ablation.configs_of(base, options["arms"], options["seeds"])
-        ablation.train_all(configs, options["at_once"])
-        runs = [Run.load(config.run.url) for config in configs]
+        failed = runs.train_all(configs, options["at_once"])
+        if failed:
+            reasons = "".join(f"\n  {name}: {reason}" for name, reason in failed.items())
+            raise ValueError(
+                f"{len(failed)} of {len(configs)} runs failed; the same command tries them again:{reasons}"
+            )
+        trained = [Run.load(config.run.url) for config in configs]
         page = storage.join(base.run.url, REPORT)
-        write_report(runs, page)
-        print(f"\n{chosen_table(arms(runs), base.checkpoint.split)}\n\nreport: {page}")
+        write_report(trained, page)
+        print(f"\n{chosen_table(arms(trained), base.checkpoint.split)}\n\nreport: {page}")
 
 
 if __name__ == "__main__":

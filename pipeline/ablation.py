@@ -3,22 +3,12 @@
 Each arm is the reference with one thing changed; all else, the sample order included, is the same for all arms.
 """
 
-import sys
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import ray
-from ray.exceptions import RayError, RayTaskError
-from tqdm import tqdm
 
 from iaml import ObjectiveSettings
 from iaml.network import SCALES
-from pipeline import launch
 from pipeline.config import Config
-from pipeline.data.manifest import load_manifest
-from pipeline.evaluation import results
-from pipeline.evaluation.backbone import BackboneWeights
 
 REFERENCE = "reference"
 DEFAULTS = ObjectiveSettings()
@@ -57,62 +47,3 @@ def configs_of(base: Config, arms: Sequence[str], seeds: Sequence[int]) -> list[
             settings["evaluation"]["actors"] = base.evaluation.actors or 1
             configs.append(Config.model_validate(settings))
     return configs
-
-
-def train_all(configs: Sequence[Config], at_once: int | None) -> None:
-    """Train all runs that are not finished, as many at the same time as the cluster has room for.
-
-    Args:
-        configs: the runs, which differ in anything but their data.
-        at_once: how many; by default as many as fit.
-
-    Raises:
-        ValueError: a run can't be started, or one failed; the others are finished all the same.
-    """
-    manifests = launch.check_data(configs[0])
-    provenance = launch.provenance_of(manifests)
-    for config in configs:
-        launch.check_run(config, provenance)
-    waiting = [each for each in configs if not results.is_finished(each.run.url, each.train.steps)]
-    if not waiting:
-        return
-    lpips = launch.check_scores(configs[0].evaluation, configs[0].checkpoint.metric)
-    cpus = launch.cpus_needed(configs[0])
-    failed = []
-    with launch.cluster(cpus * (at_once or 1)):
-        limit = at_once or max(1, int(ray.available_resources().get("CPU", 0) // cpus))
-        shared = [provenance, ray.put(lpips)]
-        with tqdm(desc=f"runs, {limit} at a time", total=len(waiting), unit="run", file=sys.stdout) as bar:
-            for name, failure in _in_turn(waiting, limit, shared):
-                bar.write(f"{name}: {failure or 'trained and scored'}", file=sys.stdout)
-                bar.update()
-                failed += [f"  {name}: {failure}"] if failure else []
-    if failed:
-        raise ValueError(
-            f"{len(failed)} of {len(configs)} runs failed; the same command tries them again:\n" + "\n".join(failed)
-        )
-
-
-def _in_turn(configs: Sequence[Config], limit: int, shared: Sequence[Any]) -> Iterator[tuple[str, str | None]]:
-    """Train the runs, ``limit`` at a time; each one's name as it ends, with the reason where it failed."""
-    waiting, task = deque(configs), ray.remote(num_cpus=0, max_retries=0)(_train)
-    running: dict[ray.ObjectRef, str] = {}
-    while waiting or running:
-        while waiting and len(running) < limit:
-            config = waiting.popleft()
-            running[task.remote(config, *shared)] = config.run.name
-        (done,), _ = ray.wait(list(running), num_returns=1)
-        name = running.pop(done)
-        try:
-            ray.get(done)
-        except RayTaskError as error:
-            yield name, str(error.cause)
-        except RayError as error:
-            yield name, str(error)
-        else:
-            yield name, None
-
-
-def _train(config: Config, provenance: dict[str, Any], lpips: BackboneWeights | str) -> None:
-    manifests = [load_manifest(url) for url in config.data.urls]
-    launch.train(launch.with_devices(config, manifests), manifests, provenance, lpips)

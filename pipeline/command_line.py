@@ -4,7 +4,8 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -61,9 +62,7 @@ def add_options(parser: argparse.ArgumentParser, model: type[BaseModel], prefix:
         if _is_model(field.annotation):
             add_options(parser, field.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
         else:
-            several: dict[str, Any] = (
-                {"nargs": "+", "action": _Several} if get_origin(field.annotation) is tuple else {}
-            )
+            several: dict[str, Any] = {"nargs": "+", "action": _Several} if _is_tuple(field.annotation) else {}
             group.add_argument(
                 f"--{prefix}{name}".replace("_", "-"),
                 dest=f"{prefix}{name}",
@@ -93,14 +92,14 @@ def nested(options: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Several(argparse.Action):
-    """An option of several values, written ``[a, b]``, as in a settings file, or ``a b``."""
+    """An option of several values, written ``[a, b]``, as in a settings file, or ``a b``; ``null`` is none."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
     ) -> None:
-        """Keep the values as one list."""
+        """Keep the values as one list, or ``null`` alone as ``None``."""
         lists = [value if isinstance(value, list) else [value] for value in values]
-        setattr(namespace, self.dest, [value for values in lists for value in values])
+        setattr(namespace, self.dest, None if values == [None] else [value for values in lists for value in values])
 
 
 def _normalise_option(argument: str) -> str:
@@ -132,6 +131,13 @@ def _describe(problem: Any) -> str:
 
 def _is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _is_tuple(annotation: Any) -> bool:
+    """Whether it is ``tuple[...]``, ``tuple[...] | None`` or either with rules of its own."""
+    if get_origin(annotation) in (Annotated, Union, UnionType):
+        return any(_is_tuple(argument) for argument in get_args(annotation))
+    return get_origin(annotation) is tuple
 
 
 def _summary(model: type[BaseModel]) -> str:

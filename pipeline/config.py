@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import yaml
 from pydantic import model_validator
@@ -66,33 +66,39 @@ class Config(Settings):
         return identity
 
 
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
 def preset_names() -> list[str]:
     """The presets that ``--config`` knows by name."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
-def parse_config(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> tuple[Config, dict[str, Any]]:
+def parse_config(
+    parser: argparse.ArgumentParser, model: type[AnyConfig], argv: list[str] | None = None
+) -> tuple[AnyConfig, dict[str, Any]]:
     """The settings from ``--config`` overridden by options; also the options that ``parser`` had of its own."""
     parser.add_argument(
         "--config", required=True, metavar="NAME|FILE", help=f"a preset ({', '.join(preset_names())}) or a YAML file"
     )
-    command_line.add_options(parser, Config)
+    command_line.add_options(parser, model)
     options = vars(parser.parse_args(command_line.normalise(argv)))
     base = read_settings(_settings_file(options.pop("config")))
     overrides = {name: value for name, value in options.items() if "." in name}
-    parts: dict[str, Any] = {name: {} for name in Config.model_fields}  # so that a missing field is named in full
+    parts: dict[str, Any] = {name: {} for name in model.model_fields}  # so that a missing field is named in full
     settings = _merged(_merged(parts, base), command_line.nested(overrides))
-    return Config.model_validate(settings), {name: options[name] for name in options.keys() - overrides.keys()}
+    return model.model_validate(settings), {name: options[name] for name in options.keys() - overrides.keys()}
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """The settings in which two identities differ: dotted name, value before, value now."""
+    """The settings in which two identities differ: dotted name, value before, value now, None where missing."""
     found: list[tuple[str, Any, Any]] = []
-    for name in before:
-        if isinstance(before[name], dict):
-            found += differences(before[name], now[name], f"{prefix}{name}.")
-        elif before[name] != now[name]:
-            found.append((f"{prefix}{name}", before[name], now[name]))
+    for name in before | now:
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found.append((f"{prefix}{name}", old, new))
     return found
 
 

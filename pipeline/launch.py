@@ -18,7 +18,7 @@ from ray.train.torch import TorchTrainer
 
 from pipeline import storage
 from pipeline.checkpoint import PROVENANCE, SETTINGS, STOPPED
-from pipeline.config import Config, differences, read_settings
+from pipeline.config import AnyConfig, Config, differences, read_settings
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.evaluation.backbone import BackboneWeights
 from pipeline.evaluation.pool import Pool, Validation, sized
@@ -57,15 +57,19 @@ def check_scores(evaluation: EvaluationSettings, ranking: str | None = None) -> 
 
 
 @contextmanager
-def cluster(cpus: int) -> Iterator[None]:
+def cluster(cpus: int, *, quiet: bool = False) -> Iterator[None]:
     """Within, Ray runs: the cluster that RAY_ADDRESS names, or one on this machine for the time being.
 
     On this machine Ray's count of CPUs is raised to the ``cpus`` that are asked for, since they may be shared.
+
+    Args:
+        cpus: CPU cores that are needed.
+        quiet: leave what tasks and actors print to Ray's log files.
     """
     if "RAY_ADDRESS" in os.environ:
-        ray.init()
+        ray.init(log_to_driver=not quiet)
     else:
-        ray.init(num_cpus=max(cpus, os.cpu_count() or 1))
+        ray.init(num_cpus=max(cpus, os.cpu_count() or 1), log_to_driver=not quiet)
     try:
         yield
     finally:
@@ -78,7 +82,7 @@ def cpus_needed(config: Config) -> int:
     return run.workers * run.cpus_per_worker + (evaluation.actors or 1) * evaluation.cpus_per_actor
 
 
-def with_devices(config: Config, manifests: Sequence[Manifest]) -> Config:
+def with_devices(config: AnyConfig, manifests: Sequence[Manifest]) -> AnyConfig:
     """The settings with ``run.use_gpu`` and the evaluation actors decided by what the cluster has.
 
     Raises:
@@ -107,6 +111,26 @@ def check_room(cpus: float, gpus: float) -> None:
                 f"the run needs {amount:g} {name}s, the Ray cluster has {present.get(name, 0.0):g}; lower run.workers, "
                 "run.cpus_per_worker, evaluation.actors or evaluation.gpus_per_actor, or add nodes"
             )
+
+
+def room_for(config: Config) -> int:
+    """How many runs of these settings, as ``with_devices`` gave them, the cluster has room for at the same time.
+
+    Each worker and each actor must fit into a node; one run is taken to have room.
+    """
+    run, evaluation = config.run, config.evaluation
+    worker = {"CPU": run.cpus_per_worker, "GPU": float(bool(run.use_gpu))}
+    actor = {"CPU": evaluation.cpus_per_actor, "GPU": evaluation.gpus_per_actor or 0.0}
+    parts = [worker] * run.workers + [actor] * (evaluation.actors or 1)
+    nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    unused, most = ray.available_resources(), float("inf")  # by other jobs
+    for name in ("CPU", "GPU"):
+        needed = sum(part[name] for part in parts)
+        most = min(most, unused.get(name, 0.0) // needed) if needed else most
+    count = 0
+    while count < most and all(_takes(nodes, part) for part in parts):
+        count += 1
+    return max(1, count)
 
 
 def check_run(config: Config, provenance: dict[str, Any]) -> None:
@@ -209,6 +233,16 @@ def trainer(config: Config, provenance: dict[str, Any], validation: Validation) 
             fn=validation, ray_remote_kwargs={"num_cpus": 0, "scheduling_strategy": "SPREAD"}
         ),
     )
+
+
+def _takes(nodes: Sequence[dict[str, float]], part: dict[str, float]) -> bool:
+    """Take ``part`` from the first of ``nodes`` that has it."""
+    for node in nodes:
+        if all(node.get(name, 0.0) >= amount for name, amount in part.items()):
+            for name, amount in part.items():
+                node[name] = node.get(name, 0.0) - amount
+            return True
+    return False
 
 
 def _refuse_leaks(manifests: Sequence[Manifest]) -> None:

@@ -19,7 +19,7 @@ def main() -> None:
         "--dry-run", action="store_true", help="print settings, check data, storage and resources, run two steps, stop"
     )
     with user_errors():
-        config, options = parse_config(parser)
+        config, options = parse_config(parser, Config)
         if "dry_run" in options:
             dry_run(config)
         else:

@@ -1,8 +1,10 @@
 """Settings: composed, overridden, checked, and explained by --help."""
 
+from typing import Annotated, Optional
+
 import pytest
 import yaml
-from pydantic import ValidationError
+from pydantic import AfterValidator, ValidationError
 
 from iaml import Settings
 from pipeline.command_line import argument_parser, parse_settings, user_errors
@@ -12,7 +14,7 @@ URL = ("--data.url", "/data")
 
 
 def parsed(*options):
-    return parse_config(argument_parser("test"), list(options))[0]
+    return parse_config(argument_parser("test"), Config, list(options))[0]
 
 
 @pytest.mark.parametrize("name", ["demo", "lol_v1", "lol_v2_real", "lol_v2_synthetic"])
@@ -114,6 +116,33 @@ def test_a_single_value_and_numbers_as_words():
     assert config.objective.scale_weights == (1, 2, 3, 4)
 
 
+class Several(Settings):
+    plain: tuple[str, ...] = ()
+    perhaps: tuple[float, ...] | None = (1.0,)
+    ruled: Annotated[tuple[float, float], AfterValidator(lambda pair: pair)] | None = None
+    spelled: Optional[tuple[int, ...]] = None  # noqa: UP045
+
+
+@pytest.mark.parametrize("name", ["plain", "perhaps", "ruled", "spelled"])
+@pytest.mark.parametrize("words", [("1", "2"), ("[1, 2]",), ("[1]", "2")])
+def test_several_values_where_there_may_be_none(name, words):
+    words = [word.replace("1", "'1'").replace("2", "'2'") for word in words] if name == "plain" else words
+    settings = parse_settings(Several, [f"--{name}", *words], description="test")
+    assert [float(value) for value in getattr(settings, name)] == [1, 2]
+
+
+@pytest.mark.parametrize("argv", [["--perhaps", "null"], ["--perhaps=null"], ["--perhaps", "~"]])
+def test_null_alone_is_no_values_at_all(argv):
+    assert parse_settings(Several, argv, description="test").perhaps is None
+
+
+@pytest.mark.parametrize("option", [["--perhaps", "1", "null"], ["--perhaps", "[null]"], ["--plain", "null"]])
+def test_null_is_refused_among_values_and_where_some_are_needed(option, capsys):
+    with pytest.raises(SystemExit):
+        parse_settings(Several, option, description="test")
+    assert capsys.readouterr().err.startswith(f"error: {option[0].removeprefix('--')}")
+
+
 def test_an_empty_list_is_none_of_them():
     assert parsed("--config", "lol_v1", *URL, "--data.extra-urls", "[]").data.extra_urls == ()
 
@@ -201,6 +230,12 @@ def test_differences_of_two_identities_are_named_in_full():
         "train.steps": (before["train"]["steps"], 77),
     }
     assert differences(before, before) == []
+
+
+def test_what_one_identity_alone_has_differs_from_none():
+    before, now = {"ranges": {"gamma": [1, 2], "beta": [3, 4]}}, {"ranges": {"gamma": [1, 2], "rate": [5, 6]}, "new": 7}
+    assert differences(before, now) == [("ranges.beta", [3, 4], None), ("ranges.rate", None, [5, 6]), ("new", None, 7)]
+    assert differences({"part": {"a": 1}}, {"part": None}) == [("part", {"a": 1}, None)]
 
 
 def test_learning_rate_warms_up_and_follows_a_cosine():

@@ -1,0 +1,118 @@
+"""Many runs: each trained in a Ray task, as many at the same time as the cluster has room for."""
+
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.train import WorkerGroupError
+from tqdm import tqdm
+
+from pipeline import launch
+from pipeline.config import Config
+from pipeline.data.manifest import load_manifest
+from pipeline.evaluation import results
+
+
+@dataclass(frozen=True)
+class Training:
+    """Trains and scores a run, called with its settings inside a Ray task.
+
+    Attributes:
+        provenance: what ``launch.provenance_of`` gave.
+        lpips: reference to what ``launch.check_scores`` gave.
+    """
+
+    provenance: dict[str, Any]
+    lpips: ray.ObjectRef
+
+    def __call__(self, config: Config) -> None:
+        """Returns when the last step is done and every checkpoint is scored; raises what ``launch.train`` raises."""
+        manifests = [load_manifest(url) for url in config.data.urls]
+        launch.train(launch.with_devices(config, manifests), manifests, self.provenance, ray.get(self.lpips))
+
+
+def train_all(configs: Sequence[Config], at_once: int | None) -> dict[str, str]:
+    """Train all runs that are not finished, as many at the same time as the cluster has room for.
+
+    Args:
+        configs: the runs, which differ in anything but their data.
+        at_once: how many; by default as many as fit.
+
+    Returns:
+        The reason of each run that failed, by its name; the same call tries it again.
+
+    Raises:
+        ValueError: a run can't be started.
+    """
+    manifests = launch.check_data(configs[0])
+    provenance = launch.provenance_of(manifests)
+    for config in configs:
+        launch.check_run(config, provenance)
+    waiting = [each for each in configs if not results.is_finished(each.run.url, each.train.steps)]
+    if not waiting:
+        return {}
+    lpips = launch.check_scores(configs[0].evaluation, configs[0].checkpoint.metric)
+    failed = {}
+    with launch.cluster(launch.cpus_needed(configs[0]) * (at_once or 1)):
+        limit = at_once or launch.room_for(launch.with_devices(configs[0], manifests))
+        training = Training(provenance, ray.put(lpips))
+        with tqdm(desc=f"runs, {limit} at a time", total=len(waiting), unit="run", file=sys.stdout) as bar:
+            for name, failure in _in_turn(waiting, limit, training):
+                bar.write(f"{name}: {failure or 'trained and scored'}", file=sys.stdout)
+                bar.update()
+                if failure:
+                    failed[name] = failure
+    return failed
+
+
+def start(train: Callable[[Config], None], config: Config, max_retries: int = 0) -> ray.ObjectRef:
+    """Start ``train(config)`` in a task that takes no CPU of its own; the reference is ready when it ends.
+
+    The task is none of a placement group's that this is called in, where it might wait for ever.
+
+    Args:
+        train: such as a ``Training``.
+        config: the settings of the run.
+        max_retries: how often it is started again when its process or its node is lost.
+    """
+    options = {"num_cpus": 0, "max_retries": max_retries, "scheduling_strategy": "SPREAD"}
+    return ray.remote(**options)(_call).remote(train, config)
+
+
+def reason(error: RayError) -> str:
+    """Why a run's task failed, in one line for each cause."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, WorkerGroupError):
+        causes = {_last_line(failure) for failure in cause.worker_failures.values()}
+        return "; ".join(sorted(causes))
+    return _last_line(cause)
+
+
+def _in_turn(configs: Sequence[Config], limit: int, training: Training) -> Iterator[tuple[str, str | None]]:
+    """Train the runs, ``limit`` at a time; each one's name as it ends, with the reason where it failed."""
+    waiting = deque(configs)
+    running: dict[ray.ObjectRef, str] = {}
+    while waiting or running:
+        while waiting and len(running) < limit:
+            config = waiting.popleft()
+            running[start(training, config)] = config.run.name
+        (done,), _ = ray.wait(list(running), num_returns=1)
+        name = running.pop(done)
+        try:
+            ray.get(done)
+        except RayError as error:
+            yield name, reason(error)
+        else:
+            yield name, None
+
+
+def _call(train: Callable[[Config], None], config: Config) -> None:
+    train(config)
+
+
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__

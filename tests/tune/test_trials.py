@@ -1,0 +1,188 @@
+"""Trials run by Ray Tune, their training replaced by a formula that writes scores as the evaluation actors do."""
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import score_tables
+from commands import CPUS, SMALL
+from ray import cloudpickle
+from ray.train import WorkerGroupError
+
+from pipeline import checkpoint, launch, runs, storage
+from pipeline.command_line import argument_parser
+from pipeline.config import Config, parse_config
+from pipeline.evaluation import scores
+from pipeline.launch import TrainingStoppedError
+from tune import space, trials
+from tune.settings import SearchConfig
+from tune.study import Study
+
+for module in (sys.modules[__name__], score_tables):
+    cloudpickle.register_pickle_by_value(module)
+STEPS, EVERY = 90, 10
+OPTIMUM = {"scale_weights": (0.1, 0.2, 0.3, 0.4), "gamma": 1.8, "ema_rate": 0.996}
+BEST_DB, PAPER_DB = 24.0, 20.0
+
+
+def config_of(folder: Path, **search: Any) -> SearchConfig:
+    storage.check_writable(str(folder / "search"))
+    return SearchConfig.model_validate(
+        {
+            "run": {"name": "search", "storage": str(folder), "use_gpu": False, "seed": search.pop("seed", 0)},
+            "data": {"url": "/no/data"},
+            "train": {"steps": STEPS},
+            "checkpoint": {"every": EVERY},
+            "evaluation": {"lpips": "none", "actors": 1, "gpus_per_actor": 0},
+            "search": search,
+        }
+    )
+
+
+def distance(config: Config) -> float:
+    """From the optimum, in parts of the paper's setting's distance: mean of three squares."""
+    weights = config.objective.scale_weights
+    best = OPTIMUM["scale_weights"]
+    scales = sum((a - b) ** 2 for a, b in zip(weights, best, strict=True)) / sum((0.25 - b) ** 2 for b in best)
+    gamma = (math.log(config.objective.gamma / OPTIMUM["gamma"]) / math.log(1 / OPTIMUM["gamma"])) ** 2
+    horizon = 1 - OPTIMUM["ema_rate"]
+    ema = (math.log((1 - config.teacher.ema_rate) / horizon) / math.log(0.001 / horizon)) ** 2
+    return (scales + gamma + ema) / 3
+
+
+def psnr_of(config: Config) -> float:
+    return BEST_DB - (BEST_DB - PAPER_DB) * distance(config)
+
+
+def write_scores(config: Config, step: int, psnr: float) -> None:
+    rows = []
+    for metric, value in {"psnr": psnr, "ssim": 0.5 + psnr / 100}.items():
+        rows += score_tables.score_rows({"student": {"a": value - 1, "b": value + 1}}, metric, step=step)
+    url = storage.join(config.run.url, checkpoint.name_at(step), scores.scores_file("dev"))
+    scores.write(url, scores.table_of(rows))
+
+
+def formula(config: Config) -> None:
+    """Stands for a training: its checkpoints come to within nothing of the formula's value."""
+    for step in range(EVERY, STEPS + 1, EVERY):
+        write_scores(config, step, psnr_of(config) - 5 * (1 - step / STEPS))
+
+
+def searched(folder: Path, train: Callable[[Config], None] = formula, concurrent: int = 2, **search: Any) -> Study:
+    config = config_of(folder, **search)
+    study = Study(config, ["checksum"])
+    trials.run(config, study, train, concurrent)
+    return study
+
+
+def ended(study: Study) -> dict[int, str]:
+    return {trial.number: trial.state for trial in study.trials()}
+
+
+@pytest.fixture(scope="module")
+def folder(driver, tmp_path_factory):
+    """The folder of a search of eight trials over the formula."""
+    folder = tmp_path_factory.mktemp("formula")
+    searched(folder, trials=8, concurrent=4)
+    return folder
+
+
+def test_each_trial_is_told_with_the_scores_of_its_run(folder):
+    config = config_of(folder, trials=8)
+    study = Study(config, ["checksum"])
+    assert [trial.number for trial in study.trials()] == list(range(8))
+    assert set(ended(study).values()) == {"finished", "stopped"}
+    for trial in study.trials():
+        run = space.applied(config, trial.parameters, trials.run_name(trial.number), 0)
+        assert storage.exists(run.run.url)
+        for step, found in trial.scores.items():
+            assert found["psnr"] == pytest.approx(psnr_of(run) - 5 * (1 - step / STEPS))
+            assert found["ssim"] == pytest.approx(0.5 + found["psnr"] / 100)
+        reached = max(trial.scores)
+        assert reached == STEPS if trial.state == "finished" else reached in config.rungs
+    assert study.trial(0).values == pytest.approx((PAPER_DB,))
+
+
+def test_a_search_that_is_complete_or_wants_more_trials_runs_only_the_missing_ones(folder):
+    before = Study(config_of(folder, trials=8), ["checksum"]).trials()
+    study = searched(folder, trials=9)
+    assert study.trials()[:8] == before and len(study.trials()) == 9
+
+
+@dataclass(frozen=True)
+class Troubled:
+    """A training that goes wrong in another way in each trial."""
+
+    folder: Path
+
+    def __call__(self, config: Config) -> None:
+        match config.run.name:
+            case "trial-0000":
+                raise TrainingStoppedError("10 steps in a row had a loss that is not finite")
+            case "trial-0001":
+                os._exit(1)  # lost, and lost again when it is tried again
+            case "trial-0002":
+                if not (self.folder / "lost-once").exists():
+                    (self.folder / "lost-once").touch()
+                    write_scores(config, EVERY, 10.0)
+                    os._exit(1)
+                formula(config)
+            case "trial-0003":
+                raise WorkerGroupError("a long text", {0: MemoryError("CUDA out of memory"), 1: ValueError("a\nb")})
+            case _:
+                pass  # ends without any scores
+
+
+def test_failed_trials_keep_their_reason_and_do_not_stop_the_search(driver, tmp_path):
+    study = searched(tmp_path, Troubled(tmp_path), 5, trials=5, reduction=None)
+    assert ended(study) == {0: "failed", 1: "failed", 2: "finished", 3: "failed", 4: "failed"}
+    reasons = {trial.number: trial.failure for trial in study.trials()}
+    assert reasons[0] == "10 steps in a row had a loss that is not finite"
+    assert "died" in reasons[1]
+    assert reasons[2] is None and study.trial(2).scores[EVERY]["psnr"] == pytest.approx(10.0)
+    assert reasons[3] == "CUDA out of memory; b"
+    assert reasons[4] == "none of its checkpoints was scored"
+
+
+def test_time_that_is_over_leaves_trials_to_go_on_another_time(driver, tmp_path):
+    def slow(config: Config) -> None:
+        write_scores(config, EVERY, 10.0)
+        time.sleep(3600)
+
+    study = searched(tmp_path, slow, trials=4, hours=15 / 3600)
+    assert study.seconds_left() == 0
+    assert set(ended(study).values()) == {"running"} and len(study.trials()) == 2
+    began = {trial.number: trial.parameters for trial in study.trials()}
+    study = searched(tmp_path, formula, trials=3, hours=1)
+    assert set(ended(study).values()) <= {"finished", "stopped"} and len(study.trials()) == 3
+    assert {number: study.trial(number).parameters for number in began} == began
+
+
+def test_a_stopped_trial_gives_back_its_resources_at_once(driver, ray_head, shards, tmp_path, monkeypatch):
+    """Each trial takes all of the cluster, validation included, so that one that kept anything would block the next."""
+    monkeypatch.setattr(Study, "is_poor", lambda self, number: number == 1)
+    base = SMALL | {"--data.url": shards, "--run.storage": str(tmp_path)}
+    changes = {"--train.steps": "400", "--checkpoint.every": "200", "--run.name": "all", "--search.trials": "3"}
+    changes |= {"--run.cpus-per-worker": str(CPUS - 1), "--evaluation.actors": "1"}
+    arguments = [part for option in (base | changes).items() for part in option]
+    config, _ = parse_config(argument_parser(""), SearchConfig, arguments)
+    manifests = launch.check_data(config)
+    (tmp_path / "all").mkdir()
+    study = Study(config, [manifest.checksum for manifest in manifests])
+    config, concurrent = trials.with_room(config, manifests)
+    assert concurrent == 1
+    training = runs.Training(launch.provenance_of(manifests), ray.put("no LPIPS in this test"))
+    trials.run(config, study, training, concurrent)
+    assert ended(study) == {0: "finished", 1: "stopped", 2: "finished"}
+    assert list(study.trial(1).scores) == [200]
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("CPU") != CPUS and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert ray.available_resources()["CPU"] == CPUS

@@ -1,0 +1,1 @@
+"""Which settings are best: Ray Tune runs the trials, Optuna proposes them."""

@@ -1,0 +1,88 @@
+"""What a search would do: its space, how many trials fit side by side, and about how long it takes."""
+
+import time
+from collections.abc import Sequence
+
+from pipeline import launch, storage
+from pipeline.config import Config
+from pipeline.data.manifest import Manifest
+from pipeline.training.monitor import read_metrics
+from tune import space
+from tune.settings import SearchConfig
+from tune.trials import with_room
+
+STEPS = 8  # that are trained to see how long they take
+MEASURED = 4  # of them, the last ones
+
+
+def space_lines(config: SearchConfig) -> list[str]:
+    """A line for each parameter: its range, its scale, and where the search begins."""
+    first = space.first(config)
+    lines = ["parameter       range                 scale   begins at"]
+    for name, limits in space.distributions(config).items():
+        scale = "log" if limits.log else "linear"
+        lines.append(f"{name:14s}  {f'{limits.low:g} to {limits.high:g}':20s}  {scale:6s}  {first[name]:g}")
+    return lines
+
+
+def estimate(config: SearchConfig, manifests: Sequence[Manifest]) -> str:
+    """The answer to a dry run, as text; trains a few steps, which are deleted again."""
+    lpips = launch.check_scores(config.evaluation)
+    with launch.cluster(launch.cpus_needed(config) * (config.search.concurrent or 1), quiet=True):
+        sized, concurrent = with_room(config, manifests)
+        start_s, step_s = _measured(sized, manifests, lpips)
+    whole, expected = start_s + config.train.steps * step_s, start_s + _expected_steps(config) * step_s
+    trials, over_seeds = config.search.trials, (config.search.top + 1) * config.search.seeds
+    lines = [
+        *space_lines(config),
+        "",
+        f"trials at the same time: {concurrent}",
+        f"one trial: about {_clock(whole)} ({1 / step_s:.3g} steps/s, {start_s:.0f} s to start and score)",
+        f"{trials} trials: at most {_clock(_in_turns(trials, concurrent) * whole)}",
+    ]
+    if config.rungs:
+        rungs = ", ".join(map(str, config.rungs))
+        share = f"if one in {config.search.reduction:g} goes on at each of the steps {rungs}"
+        lines.append(f"{trials} trials: about {_clock(trials / concurrent * expected)} {share}")
+    if config.search.hours:
+        lines.append(f"trials: no longer than {config.search.hours:g} h")
+    lines.append(f"then {over_seeds} runs over seeds: about {_clock(_in_turns(over_seeds, concurrent) * whole)}")
+    return "\n".join(lines)
+
+
+def _measured(config: SearchConfig, manifests: Sequence[Manifest], lpips: object) -> tuple[float, float]:
+    """Seconds to start a run and score a checkpoint, and seconds of a step."""
+    settings = config.model_dump(mode="json", include=set(Config.model_fields))
+    settings["run"].update(name="dry-run", storage=config.run.url)
+    settings["train"].update(steps=STEPS, log_every=1)
+    settings["optimizer"]["warmup_steps"] = 0
+    short = Config.model_validate(settings)
+    storage.delete(short.run.url)
+    begun = time.monotonic()
+    try:
+        launch.train(short, manifests, launch.provenance_of(manifests), lpips)  # type: ignore[arg-type]
+        rates = [record["images_per_s"] for record in read_metrics(short.run.url)][-MEASURED:]
+    finally:
+        storage.delete(short.run.url)
+    step_s = config.train.global_batch * sum(1 / rate for rate in rates) / len(rates)
+    return max(0.0, time.monotonic() - begun - STEPS * step_s), step_s
+
+
+def _expected_steps(config: SearchConfig) -> float:
+    """Steps of a trial on average, if one in ``reduction`` goes on at each rung."""
+    share, before, steps = 1.0, 0, 0.0
+    for rung in [*config.rungs, config.train.steps]:
+        steps += share * (rung - before)
+        share, before = share / (config.search.reduction or 1.0), rung
+    return steps
+
+
+def _in_turns(runs: int, concurrent: int) -> int:
+    return -(-runs // concurrent)
+
+
+def _clock(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"

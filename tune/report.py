@@ -1,0 +1,467 @@
+"""What a search found, as one HTML page, and its trials as a table."""
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from itertools import accumulate, combinations
+
+import numpy as np
+
+from pipeline.evaluation.tables import FORMATS, TextTable
+from pipeline.reporting import page, summary
+from pipeline.reporting.figures import MARKED_POINTS, Limits, Points, bars, scatter
+from tune import space
+from tune.objective import Objective
+from tune.settings import SearchConfig
+from tune.study import State, Study, Trial
+
+SHOWN = 10  # best trials
+STATES: Mapping[State, str] = {
+    "finished": "finished",
+    "stopped": "stopped early",
+    "failed": "failed",
+    "running": "running",
+}
+# in figures, where failed trials are not shown
+COLOURS: Mapping[State, str] = {"running": "0.55", "stopped": "tab:orange", "finished": "tab:blue"}
+BEST, PAPER = "tab:green", "0.1"
+PAPERS = "the paper's setting"
+AT_THE_EDGE = "Points at the edge of a figure lie beyond it."
+FENCE = 1.5  # interquartile ranges beyond the quartiles
+MARGIN = 0.06  # of an axis, at both ends
+TITLES = {
+    space.HORIZON: "EMA rate",
+    "gamma": "gamma",
+    "beta": "beta",
+    "mirror_weight": "lambda",
+    "learning_rate": "learning rate",
+}
+LABELS = {
+    space.HORIZON: "EMA rate, 1 - m",
+    "gamma": "illumination exponent gamma",
+    "beta": "illumination strength beta",
+    "mirror_weight": "mirror loss weight lambda",
+    "learning_rate": "learning rate",
+}
+Places = Mapping[int, tuple[float, float]]  # x and y by trial number
+
+
+def render(
+    config: SearchConfig,
+    study: Study,
+    conclusion: Sequence[str] = (),
+    comparison: TextTable | None = None,
+    best_settings: str = "",
+) -> str:
+    """The page of a search as HTML, however far it is.
+
+    Args:
+        config: the settings of the search.
+        study: its trials.
+        conclusion: what came out, in sentences.
+        comparison: the best settings' scores over seeds.
+        best_settings: the settings to train with from now on, as YAML.
+    """
+    trials = study.trials()
+    best = study.best()[:1] if len(config.objectives) == 1 else study.front()
+    outcome = [page.paragraph(sentence) for sentence in [*conclusion, *_unfinished(config, study, trials)]]
+    sections = {
+        "What came out": "".join(outcome) + (page.text_table(comparison) if comparison else ""),
+        "Best trials": _best_trials(config, study),
+        "History": _history(config, trials, best),
+        "Learning curves": _learning_curves(config, trials, best),
+        "What matters": _importances(config, study),
+        "Slices": _slices(config, trials, best),
+        "Trade-off": _trade_offs(config, trials, best),
+        "Failed trials": _failed_trials(config, trials),
+        "All trials": _all_trials(config, trials),
+        "Best settings": f"<pre>{escape(best_settings)}</pre>" if best_settings else "",
+        "Settings of the search": page.details("All settings of the search", page.names_table(_settings(config))),
+    }
+    state = f"{counts(trials)}; time: {_duration(study.seconds)}"
+    return page.render(f"Search: {config.run.name}", page.paragraph(state, "state"), sections)
+
+
+def counts(trials: Sequence[Trial]) -> str:
+    """How many trials there are, and how they stand."""
+    states = [trial.state for trial in trials]
+    parts = [f"{states.count(state)} {name}" for state, name in STATES.items() if state in states]
+    return f"{len(trials)} trial{'s' * (len(trials) != 1)}{': ' if parts else ''}{', '.join(parts)}"
+
+
+def trials_table(config: SearchConfig, trials: Sequence[Trial]) -> TextTable:
+    """Trials in the given order: scores of their chosen checkpoints, and the settings that they were trained with."""
+    metrics = _metrics(config, trials)
+    varied = _titles(config, joined=True)
+    rows = [
+        [
+            f"{trial.number}{' (paper)' * (trial.number == 0)}",
+            *_scores(config, trial, metrics),
+            "" if trial.chosen is None else str(trial.chosen),
+            *_setting_texts(config, trial, joined=True),
+        ]
+        for trial in trials
+    ]
+    return TextTable(_heading(config, metrics), ["trial", *_score_titles(config, metrics), "step", *varied], rows)
+
+
+def _heading(config: SearchConfig, metrics: Sequence[str]) -> str:
+    """What the numbers of a table of trials are."""
+    checkpoint, evaluation = config.checkpoint, config.evaluation
+    chosen = f"by {summary.metric_name(checkpoint.metric)}"
+    known = {*metrics, *(metric for objective in config.objectives for metric in objective.factors)}
+    parts = [f"checkpoints chosen {chosen}, {checkpoint.weights} weights, split: dev"]
+    parts.append(f"protocol: {evaluation.protocols[0]}")
+    return ", ".join([*parts, f"LPIPS: {evaluation.lpips}"] if "lpips" in known else parts)
+
+
+def _metrics(config: SearchConfig, trials: Sequence[Trial]) -> list[str]:
+    """The metrics that some trial has a score of and that are no objective themselves."""
+    objectives = [objective.text for objective in config.objectives]
+    known = {metric for trial in trials for metric in _chosen_scores(trial)}
+    return [metric for metric in FORMATS if metric in known and metric not in objectives]
+
+
+def _score_titles(config: SearchConfig, metrics: Sequence[str]) -> list[str]:
+    return [*map(_title, config.objectives), *(FORMATS[metric][0] for metric in metrics)]
+
+
+def _scores(config: SearchConfig, trial: Trial, metrics: Sequence[str]) -> list[str]:
+    """The objectives' values, then the metrics' scores, of the chosen checkpoint."""
+    values = trial.values or [math.nan] * len(config.objectives)
+    scores = _chosen_scores(trial)
+    texts = [objective.shown(value) for objective, value in zip(config.objectives, values, strict=True)]
+    return texts + [summary.number(scores.get(metric, math.nan), metric) for metric in metrics]
+
+
+def _chosen_scores(trial: Trial) -> Mapping[str, float]:
+    return {} if trial.chosen is None else trial.scores[trial.chosen]
+
+
+def _title(objective: Objective) -> str:
+    return FORMATS[objective.text][0] if objective.text in FORMATS else objective.text
+
+
+def _axis(objective: Objective) -> str:
+    return f"{_title(objective)}{' (lower is better)' * (objective.direction == 'minimize')}"
+
+
+def _placed(config: SearchConfig, trial: Trial) -> dict[str, float]:
+    """Where a trial is in the space of settings: as its parameters, but scale weights are proportions.
+
+    Empty for a trial that was cut off before all of its parameters were drawn.
+    """
+    if not space.distributions(config).keys() <= trial.parameters.keys():
+        return {}
+    settings = space.applied(config, trial.parameters, f"trial-{trial.number}", config.run.seed)
+    shares = zip(space.SHARES, settings.objective.scale_weights, strict=True)
+    values = {
+        **dict(shares),
+        "gamma": settings.objective.gamma,
+        space.HORIZON: 1 - settings.teacher.ema_rate,
+        "beta": settings.objective.beta,
+        "mirror_weight": settings.objective.mirror_weight,
+        "learning_rate": settings.optimizer.learning_rate,
+    }
+    return {name: values[name] for name in space.distributions(config)}
+
+
+def _titles(config: SearchConfig, *, joined: bool) -> list[str]:
+    """Names of the searched settings; ``joined``: the scale weights are one of them."""
+    names = space.distributions(config)
+    shares = ["scale weights"] if joined else [_label(share) for share in space.SHARES]
+    return [*(shares if space.SHARES[0] in names else []), *(TITLES[name] for name in names if name in TITLES)]
+
+
+def _setting_texts(config: SearchConfig, trial: Trial, *, joined: bool) -> list[str]:
+    """The searched settings of a trial, in the order of their titles; empty ones when it has not got them all."""
+    placed = _placed(config, trial)
+    if not placed:
+        return [""] * len(_titles(config, joined=joined))
+    shares = [f"{placed[share]:.2f}" for share in space.SHARES if share in placed]
+    others = {name: value for name, value in placed.items() if name in TITLES}
+    # 8 digits: all that there are of the rate, without those that 1 - m has from binary fractions
+    texts = [f"{1 - value:.8g}" if name == space.HORIZON else f"{value:.4g}" for name, value in others.items()]
+    return [*([" ".join(shares)] if joined and shares else shares), *texts]
+
+
+def _label(name: str) -> str:
+    """What a parameter is called in figures."""
+    if name in LABELS:
+        return LABELS[name]
+    ends = {0: " (coarsest)", len(space.SHARES) - 1: " (finest)"}
+    scale = space.SHARES.index(name)
+    return f"w_{scale + 1}{ends.get(scale, '')}"
+
+
+def _unfinished(config: SearchConfig, study: Study, trials: Sequence[Trial]) -> list[str]:
+    """A sentence on what is left to do, if anything is."""
+    if study.is_complete():
+        return []
+    ended = sum(trial.state != "running" for trial in trials)
+    is_late = study.seconds_left() == 0
+    reason = (
+        f"The search came to the end of its {config.search.hours:g} h" if is_late else "The search is not at its end"
+    )
+    return [f"{reason}. Trials begun: {len(trials)} of {config.search.trials}; ended: {ended}."]
+
+
+def _best_trials(config: SearchConfig, study: Study) -> str:
+    several = len(config.objectives) > 1
+    trials = study.front() if several else study.best()[:SHOWN]
+    if not trials:
+        return ""
+    note = "The Pareto front: no other finished trial is as good in all objectives and better in one."
+    return page.paragraph(note) * several + page.text_table(trials_table(config, trials))
+
+
+def _history(config: SearchConfig, trials: Sequence[Trial], best: Sequence[Trial]) -> str:
+    """Each trial's value, a figure for each objective."""
+    charts = []
+    for index, objective in enumerate(config.objectives):
+        places = {trial.number: (float(trial.number), trial.values[index]) for trial in trials if trial.values}
+        finished = [places[trial.number] for trial in trials if trial.state == "finished" and trial.number in places]
+        numbers = [number for number, _ in finished]
+        so_far = list(accumulate((value for _, value in finished), max if objective.direction == "maximize" else min))
+        if finished:  # it holds up to the newest trial
+            numbers.append(float(trials[-1].number))
+            so_far.append(so_far[-1])
+        line = Points("best so far", numbers, so_far, BEST, marker="", width=1.5, steps=True)
+        svg = scatter(
+            [line, *_groups(trials, best, places)],
+            x_label="trial",
+            y_label=_axis(objective),
+            y_limits=_focus(trials, best, places, 1),
+        )
+        charts.append(_chart(f"{_title(objective)} of each trial", svg))
+    return _noted(f"Values of the chosen checkpoints, also of trials that were stopped early. {AT_THE_EDGE}", charts)
+
+
+def _learning_curves(config: SearchConfig, trials: Sequence[Trial], best: Sequence[Trial]) -> str:
+    """Each trial's value over steps, a figure for each objective."""
+    longest = max((len(trial.scores) for trial in trials), default=0)
+    marker = "." if longest <= MARKED_POINTS else ""
+    first_rung = min(config.rungs, default=0)
+    among = {state: [trial for trial in trials if trial.state == state] for state in COLOURS}
+    charts = []
+    for objective in config.objectives:
+        groups = [
+            Points(STATES[state], *_curves(among[state], objective), colour, marker, width=0.8)
+            for state, colour in COLOURS.items()
+        ]
+        groups.append(Points(PAPERS, *_curves(trials[:1], objective), PAPER, marker, width=1.6))
+        groups.append(Points(_name_of(best), *_curves(best, objective), BEST, marker, width=2.2))
+        last = [max(trial.scores.items()) for trial in among["stopped"] if trial.scores]
+        ends = [float(step) for step, _ in last], [objective.value(scores) for _, scores in last]
+        groups.append(Points("", *ends, COLOURS["stopped"], "x"))
+        # what comes before trials may be stopped is steep, and would leave little room for the rest
+        at_first = [objective.value(trial.scores[first_rung]) for trial in trials if first_rung in trial.scores]
+        at_end = [objective.value(_chosen_scores(trial)) for trial in among["finished"]]
+        svg = scatter(
+            groups,
+            x_label="step",
+            y_label=_axis(objective),
+            y_limits=_limits([*_inner(at_first), *_inner(at_end)]) if at_first else None,
+            marks={"poor trials stop": config.rungs},
+        )
+        charts.append(_chart(f"{_title(objective)} over steps", svg))
+    return _noted("Values of each checkpoint. Crosses: where trials were stopped early.", charts)
+
+
+def _importances(config: SearchConfig, study: Study) -> str:
+    """How much each parameter matters, for the objectives for which that can be said."""
+    titles = map(_title, config.objectives)
+    found = {title: parts for title, parts in zip(titles, study.importances(), strict=True) if parts}
+    if not found:
+        return ""
+    names = sorted(space.distributions(config), key=lambda name: -sum(parts[name] for parts in found.values()))
+    svg = bars(
+        [_label(name) for name in names],
+        {title: [parts[name] for name in names] for title, parts in found.items()},
+        x_label="importance, in parts of 1",
+    )
+    note = (
+        f"By PED-ANOVA over {len(study.best())} finished trials: how much each parameter decides whether a trial is "
+        "among the best. Few trials say little. Scale weights count as they were drawn, before they are made to sum "
+        "to 1."
+    )
+    return _noted(note, [_chart("Importance of the parameters", svg)])
+
+
+def _slices(config: SearchConfig, trials: Sequence[Trial], best: Sequence[Trial]) -> str:
+    """Each objective over each searched setting."""
+    placed = {trial.number: _placed(config, trial) for trial in trials}
+    valued = [trial for trial in trials if trial.values and placed[trial.number]]
+    content = ""
+    for index, objective in enumerate(config.objectives):
+        charts = []
+        for name, limits in space.distributions(config).items():
+            is_share = name in space.SHARES
+            places = {
+                trial.number: (placed[trial.number][name], trial.values[index]) for trial in valued if trial.values
+            }
+            svg = scatter(
+                _groups(trials, best, places),
+                x_label=_label(name),
+                y_label=_axis(objective),
+                log_x=limits.log and not is_share,
+                x_limits=(0.0, 1.0) if is_share else (limits.low, limits.high),
+                y_limits=_focus(trials, best, places, 1),
+            )
+            charts.append(_chart(f"{_title(objective)} by {_label(name)}", svg))
+        if any(charts):
+            title = f"<h3>{escape(_title(objective))}</h3>" if len(config.objectives) > 1 else ""
+            content += title + page.charts(charts)
+    return page.paragraph(f"Each point is a trial. {AT_THE_EDGE}", "note") + content if content else ""
+
+
+def _trade_offs(config: SearchConfig, trials: Sequence[Trial], best: Sequence[Trial]) -> str:
+    """Finished trials by each pair of objectives; of a single objective, by PSNR and another metric."""
+    finished = [trial for trial in trials if trial.state == "finished"]
+    objectives = config.objectives
+    if len(objectives) == 1:
+        names = {name for trial in finished for name in _chosen_scores(trial)}
+        other = "lpips" if "lpips" in names else "ssim"
+        objectives = (Objective.parse("psnr"), Objective.parse(other))
+    charts = []
+    for one, two in combinations(objectives, 2):
+        needed = {*one.factors, *two.factors}
+        places = {
+            trial.number: (one.value(scores), two.value(scores))
+            for trial in finished
+            if needed <= (scores := _chosen_scores(trial)).keys()
+        }
+        # with a third objective, trials of the front may be dominated in these two
+        front = sorted(places[trial.number] for trial in best) if len(config.objectives) == 2 else []
+        line = Points("", [x for x, _ in front], [y for _, y in front], BEST, marker="", width=1.2)
+        svg = scatter(
+            [line, *_groups(finished, best, places)],
+            x_label=_axis(one),
+            y_label=_axis(two),
+            x_limits=_focus(finished, best, places, 0),
+            y_limits=_focus(finished, best, places, 1),
+        )
+        charts.append(_chart(f"{_title(one)} and {_title(two)} of finished trials", svg))
+    return _noted(AT_THE_EDGE, charts)
+
+
+def _failed_trials(config: SearchConfig, trials: Sequence[Trial]) -> str:
+    failed = [trial for trial in trials if trial.state == "failed"]
+    titles = _titles(config, joined=True)
+    rows = []
+    for trial in failed:
+        texts = zip(titles, _setting_texts(config, trial, joined=True), strict=True)
+        rows.append(
+            [
+                str(trial.number),
+                "\n".join(f"{title} {text}" for title, text in texts if text),
+                trial.failure or "no reason is known",
+            ]
+        )
+    return page.rows_table(["trial", "settings", "reason"], rows, "texts") if rows else ""
+
+
+def _all_trials(config: SearchConfig, trials: Sequence[Trial]) -> str:
+    if not trials:
+        return ""
+    metrics = _metrics(config, trials)
+    width = len(str(trials[-1].number))  # the first column is sorted as text
+    rows = [
+        [
+            f"{trial.number:{width}}{' (paper)' * (trial.number == 0)}",
+            STATES[trial.state],
+            *_scores(config, trial, metrics),
+            *("" if trial.chosen is None else str(trial.chosen), str(max(trial.scores, default=0))),
+            *_setting_texts(config, trial, joined=False),
+            "" if trial.seconds is None else f"{trial.seconds / 60:.1f}",
+        ]
+        for trial in trials
+    ]
+    titles = [
+        "trial",
+        "state",
+        *_score_titles(config, metrics),
+        "step",
+        "last step",
+        *_titles(config, joined=False),
+        "minutes",
+    ]
+    table = page.rows_table(titles, rows, "sortable")
+    return page.paragraph(_heading(config, metrics) + "; a click on a column's head sorts by it", "note") + table
+
+
+def _settings(config: SearchConfig) -> dict[str, str]:
+    """The settings of the search as they were resolved."""
+    resolved = {
+        "objectives": [f"{objective.direction} {objective.text}" for objective in config.objectives],
+        "storage": config.study_url,
+    }
+    values = config.search.model_dump(mode="json") | resolved
+    return {name: summary.text(value) for name, value in values.items()} | {"rungs": summary.text(config.rungs)}
+
+
+def _groups(trials: Sequence[Trial], best: Sequence[Trial], places: Places) -> list[Points]:
+    """Those trials that have a place: by their state, and again the best and the paper's, which stand out."""
+    members = {STATES[state]: [trial for trial in trials if trial.state == state] for state in COLOURS}
+    looks = {STATES[state]: (colour, "o", state != "finished") for state, colour in COLOURS.items()}
+    members |= {_name_of(best): list(best), PAPERS: [trial for trial in trials if trial.number == 0]}
+    looks |= {_name_of(best): (BEST, "D", True), PAPERS: (PAPER, "*", False)}
+    groups = []
+    for name, among in members.items():
+        shown = [places[trial.number] for trial in among if trial.number in places]
+        groups.append(Points(name, [x for x, _ in shown], [y for _, y in shown], *looks[name]))
+    return groups
+
+
+def _curves(trials: Sequence[Trial], objective: Objective) -> tuple[list[float], list[float]]:
+    """Values of the trials over steps as one line with gaps between the trials."""
+    steps: list[float] = []
+    values: list[float] = []
+    for trial in trials:
+        steps += [*map(float, trial.scores), math.nan]
+        values += [*map(objective.value, trial.scores.values()), math.nan]
+    return steps, values
+
+
+def _focus(trials: Sequence[Trial], best: Sequence[Trial], places: Places, axis: int) -> Limits | None:
+    """Ends of an axis that poor trials don't stretch: it holds finished ones, the best and the paper's, no outliers."""
+    finished = [trial.number for trial in trials if trial.state == "finished"]
+    usual = _inner([places[number][axis] for number in finished if number in places])
+    needed = [places[number][axis] for number in (0, *(trial.number for trial in best)) if number in places]
+    return _limits([*usual, *needed])
+
+
+def _inner(values: Sequence[float]) -> list[float]:
+    """Those within Tukey's fences."""
+    known = [value for value in values if math.isfinite(value)]
+    if not known:
+        return []
+    low, high = np.quantile(known, [0.25, 0.75])
+    return [value for value in known if low - FENCE * (high - low) <= value <= high + FENCE * (high - low)]
+
+
+def _limits(values: Sequence[float]) -> Limits | None:
+    """Ends of an axis for these values; with fewer than two different ones it is left to matplotlib."""
+    known = [value for value in values if math.isfinite(value)]
+    if len(set(known)) < 2:
+        return None
+    margin = MARGIN * (max(known) - min(known))
+    return min(known) - margin, max(known) + margin
+
+
+def _name_of(best: Sequence[Trial]) -> str:
+    return f"best: trial {best[0].number}" if len(best) == 1 else "Pareto front"
+
+
+def _chart(caption: str, svg: bytes | None) -> str:
+    return page.chart(svg, caption) if svg else ""
+
+
+def _noted(note: str, figures: Sequence[str]) -> str:
+    content = page.charts(figures) if any(figures) else ""
+    return page.paragraph(note, "note") + content if content else ""
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"

@@ -1,0 +1,104 @@
+"""Searches the settings of the mirror loss: scale weights, illumination exponent, EMA rate."""
+
+import sys
+from collections.abc import Sequence
+
+import ray
+
+from pipeline import launch, runs, storage
+from pipeline.checkpoint import SETTINGS
+from pipeline.command_line import argument_parser, user_errors
+from pipeline.config import Config, parse_config
+from pipeline.data.manifest import Manifest
+from pipeline.reporting.report import REPORT
+from tune import conclusion, report, space, trials
+from tune.conclusion import Conclusion
+from tune.estimate import estimate
+from tune.settings import SearchConfig
+from tune.study import Study, Trial
+
+BEST = "best.yaml"
+
+
+def main() -> None:
+    """Parse, check, run the trials and the best ones over seeds, and show what came out."""
+    parser = argument_parser(__doc__ or "")
+    parser.add_argument(
+        "--search.dry-run", dest="dry_run", action="store_true",
+        help="print the space, how many trials run at the same time and about how long all takes, and stop",
+    )  # fmt: skip
+    with user_errors():
+        config, options = parse_config(parser, SearchConfig)
+        manifests = check(config)
+        if "dry_run" in options:
+            print(estimate(config, manifests))
+            return
+        study = Study(config, [manifest.checksum for manifest in manifests])
+        if not study.is_complete():
+            search(config, manifests, study)
+        show(config, study, over_seeds(config, study))
+
+
+def check(config: SearchConfig) -> Sequence[Manifest]:
+    """The data sets; ``ValueError`` when they, the storage or the search's name will not serve."""
+    manifests = launch.check_data(config)
+    storage.check_writable(config.run.url)
+    if storage.exists(storage.join(config.run.url, SETTINGS)):
+        raise ValueError(f"{config.run.url}: is a training run; choose another run.name for the search")
+    return manifests
+
+
+def search(config: SearchConfig, manifests: Sequence[Manifest], study: Study) -> None:
+    """Run trials until there are as many as were asked for, or the time is over."""
+    metrics = {metric for objective in config.objectives for metric in objective.factors}
+    lpips = launch.check_scores(config.evaluation, "lpips" if "lpips" in metrics else config.checkpoint.metric)
+    with launch.cluster(launch.cpus_needed(config) * (config.search.concurrent or 1), quiet=True):
+        sized, concurrent = trials.with_room(config, manifests)
+        print(sized.to_yaml(), flush=True)
+        training = runs.Training(launch.provenance_of(manifests), ray.put(lpips))
+        trials.run(sized, study, training, concurrent)
+    if not study.is_complete() and study.seconds_left() != 0:
+        sys.exit(f"interrupted: {report.counts(study.trials())}; the same command continues")
+
+
+def over_seeds(config: SearchConfig, study: Study) -> Conclusion | None:
+    """Train the best trials' settings and the paper's over seeds; none when there is nothing to compare."""
+    first = study.trial(0)
+    best = [trial for trial in study.best() if trial.number != first.number][: config.search.top]
+    if not best:
+        return None
+    print(f"\nover seeds: {', '.join(conclusion.arm_name(trial.number) for trial in [first, *best])}", flush=True)
+    configs = conclusion.configs_over_seeds(config, [first, *best])
+    failed = runs.train_all(list(configs.values()), config.search.concurrent)
+    for name, reason in failed.items():
+        print(f"{name} failed: {reason}")
+    trained = conclusion.trained(config, [first, *best])
+    return conclusion.conclude(config, [first, *best], trained) if trained.get(first.number) else None
+
+
+def show(config: SearchConfig, study: Study, concluded: Conclusion | None) -> None:
+    """Write the best settings and the page, and print what they say."""
+    best = concluded.best if concluded else next(iter(study.best()), None)
+    settings = best_settings(config, best) if best else ""
+    page = storage.join(config.run.url, REPORT)
+    sentences, table = (concluded.sentences, concluded.table) if concluded else ((), None)
+    storage.write_text(page, report.render(config, study, sentences, table, settings))
+    print(f"\n{report.counts(study.trials())}\n\n{report.trials_table(config, study.best()[:10])}")
+    if concluded:
+        print(f"\n{concluded.table}\n\n" + "\n".join(concluded.sentences))
+    if best:
+        url = storage.join(config.run.url, BEST)
+        storage.write_text(url, settings)
+        print(f"\nbest settings: {url} (python pipeline/train.py --config {url})")
+    print(f"report: {page}")
+
+
+def best_settings(config: SearchConfig, best: Trial) -> str:
+    """The settings of a trial as YAML that ``pipeline/train.py --config`` takes, for a run beside the search."""
+    run = space.applied(config, best.parameters, f"{config.run.name}-best", config.run.seed)
+    beside = run.run.model_copy(update={"storage": config.run.storage})
+    return Config.to_yaml(run.model_copy(update={"run": beside}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""The space that a search varies: parameters as Optuna draws them, and the run's settings that follow from them.
+
+Scale weights are drawn as one relative weight for each scale and made proportions; the EMA rate m as 1 - m.
+"""
+
+from collections.abc import Mapping
+
+from optuna.distributions import FloatDistribution
+
+from iaml.network import SCALES
+from pipeline.config import Config
+from tune.settings import VARIED, SearchConfig
+
+SHARES = tuple(f"scale_{scale + 1}" for scale in range(SCALES))  # coarsest first
+HORIZON = "1 - ema_rate"
+DIGITS = 4  # significant ones of a drawn value, so that settings can be read
+Parameters = Mapping[str, float]
+
+
+def distributions(config: SearchConfig) -> dict[str, FloatDistribution]:
+    """What Optuna draws from, by parameter."""
+    found: dict[str, FloatDistribution] = {}
+    for name in VARIED:
+        limits = getattr(config.search, name)
+        if limits is None:
+            continue
+        if name == "scale_weights":
+            found |= {share: FloatDistribution(limits[0], limits[1], log=True) for share in SHARES}
+        elif name == "ema_rate":
+            found[HORIZON] = FloatDistribution(_rounded(1 - limits[1]), _rounded(1 - limits[0]), log=True)
+        else:
+            found[name] = FloatDistribution(limits[0], limits[1], log=name != "beta")
+    return found
+
+
+def first(config: SearchConfig) -> dict[str, float]:
+    """The parameters of the first trial, whose settings are the search's own: the paper's."""
+    found: dict[str, float] = {}
+    for name, (part, field) in VARIED.items():
+        value = getattr(getattr(config, part), field)
+        if getattr(config.search, name) is None:
+            continue
+        if name == "scale_weights":
+            found |= dict.fromkeys(SHARES, 1.0)
+        else:
+            found |= {HORIZON: _rounded(1 - value)} if name == "ema_rate" else {name: value}
+    return found
+
+
+def applied(config: Config, parameters: Parameters, name: str, seed: int) -> Config:
+    """The settings of the run ``name`` with these parameters, stored in the search's folder."""
+    settings = config.model_dump(mode="json", include=set(Config.model_fields))
+    for varied, (part, field) in VARIED.items():
+        if varied in parameters:
+            value = parameters[varied]  # the first trial's is the search's own, whatever its digits
+            settings[part][field] = value if value == settings[part][field] else _rounded(value)
+    if HORIZON in parameters:
+        settings["teacher"]["ema_rate"] = round(1 - _rounded(parameters[HORIZON]), 15)
+    if SHARES[0] in parameters:
+        whole = sum(parameters[share] for share in SHARES)
+        settings["objective"]["scale_weights"] = [_rounded(parameters[share] / whole) for share in SHARES]
+    settings["run"].update(name=name, storage=config.run.url, seed=seed)
+    return Config.model_validate(settings)
+
+
+def described(search: SearchConfig, parameters: Parameters) -> str:
+    """The settings that a trial's parameters stand for, in one line."""
+    config = applied(search, parameters, search.run.name, search.run.seed)
+    texts = []
+    for name, (part, field) in VARIED.items():
+        if getattr(search.search, name) is not None:
+            value = getattr(getattr(config, part), field)
+            shown = " ".join(f"{each:.2f}" for each in value) if isinstance(value, tuple) else f"{value:g}"
+            texts.append(f"{field} {shown}")
+    return ", ".join(texts)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")

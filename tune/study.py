@@ -1,0 +1,275 @@
+"""The study: every trial of a search, as Optuna's storage keeps it. There is no other record of how far a search is.
+
+A search that is started again opens the study and goes on: trials that ended stay, those that were running go on.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import optuna
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+from pipeline.config import differences
+from tune import space
+from tune.objective import Values, dominates
+from tune.settings import SearchConfig
+
+Scores = Mapping[str, float]
+State = Literal["running", "finished", "stopped", "failed"]
+STATES: Mapping[TrialState, State] = {
+    TrialState.RUNNING: "running",
+    TrialState.COMPLETE: "finished",
+    TrialState.PRUNED: "stopped",
+    TrialState.FAIL: "failed",
+}
+FEWEST = 8  # finished trials from which importances are computed
+IDENTITY, SECONDS, SCORES, FAILURE = "identity", "seconds", "scores", "failure"  # attributes in the storage
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial as it stands.
+
+    Attributes:
+        number: from 0, in the order in which they began; 0 is the paper's setting.
+        state: how it stands; a trial is ``stopped`` when it was poor.
+        parameters: as they were drawn, see ``tune.space``.
+        scores: of each scored checkpoint, by step: mean PSNR, SSIM and LPIPS of the ranking weights, dev split.
+        chosen: the step of the best of them, by ``checkpoint.metric``; none before the first.
+        values: of the objectives there.
+        failure: why it failed.
+        seconds: from its start to its end, pauses of the search included; none while it runs.
+    """
+
+    number: int
+    state: State
+    parameters: Mapping[str, float]
+    scores: Mapping[int, Scores]
+    chosen: int | None
+    values: Values | None
+    failure: str | None
+    seconds: float | None
+
+
+class Study:
+    """A search's trials in Optuna's storage.
+
+    Args:
+        config: the settings of the search.
+        data: checksums of the data sets' manifests.
+
+    Raises:
+        ValueError: the storage can't be opened, or it has a search of this name with other settings or data.
+    """
+
+    def __init__(self, config: SearchConfig, data: Sequence[str]) -> None:
+        self._config = config
+        self._distributions = space.distributions(config)
+        self._study = _opened(config)
+        self._claim(_identity(config, data))
+        # a sampler that started from the same seed again would repeat what it has drawn
+        self._study.sampler = _sampler(config, len(self._study.trials))
+        self._waiting = [trial.number for trial in self._study.get_trials(states=[TrialState.RUNNING])]
+
+    def next(self) -> tuple[int, dict[str, float]] | None:
+        """Number and parameters of the trial to run next: those that a killed search left running come first.
+
+        None when there are as many trials as were asked for.
+        """
+        if self._waiting:
+            trial = self._handle(self._waiting.pop(0))
+        elif len(self.trials()) < self._config.search.trials:
+            trial = self._study.ask()
+        else:
+            return None
+        # one that was killed while its parameters were drawn has some of them
+        return trial.number, {name: self._draw(trial, name) for name in self._distributions}
+
+    def record(self, number: int, step: int, scores: Scores) -> bool:
+        """Keep the mean scores of a checkpoint; whether they were new, for those that are known change nothing."""
+        trial = self.trial(number)
+        if step in trial.scores:
+            return False
+        handle = self._handle(number)
+        known = {**trial.scores, step: scores}
+        if len(self._config.objectives) == 1:  # Optuna knows no others; its dashboard shows them
+            (value,) = self._values(known, self._chosen(known))
+            handle.report(value, step)
+        handle.set_user_attr(SCORES, {str(each): known[each] for each in sorted(known)})
+        return True
+
+    def is_poor(self, number: int) -> bool:
+        """Whether the trial has come to a rung where too many others did better; the first trial never is.
+
+        Of ``n`` trials that have come to a rung, one that at least ``n / reduction`` dominate goes no further: with
+        one objective this is asynchronous successive halving (Li et al., arXiv 1810.05934).
+        """
+        reduction = self._config.search.reduction
+        mine = self.trial(number)
+        step = max(mine.scores, default=0)
+        if number == 0 or reduction is None or step not in self._config.rungs:
+            return False
+        there = [self._values_at(trial, step) for trial in self.trials() if step in trial.scores]
+        better = sum(dominates(other, self._values_at(mine, step), self._config.objectives) for other in there)
+        return better >= len(there) / reduction
+
+    def finish(self, number: int) -> None:
+        """The trial ran to its end, and all its checkpoints are scored."""
+        self._study.tell(number, self.trial(number).values)
+
+    def stop(self, number: int) -> None:
+        """The trial was stopped early."""
+        self._study.tell(number, state=TrialState.PRUNED)
+
+    def fail(self, number: int, reason: str) -> None:
+        """The trial can't go on."""
+        self._handle(number).set_user_attr(FAILURE, reason)
+        self._study.tell(number, state=TrialState.FAIL)
+
+    def add_seconds(self, seconds: float) -> None:
+        """Count time that trials were run."""
+        self._study.set_user_attr(SECONDS, self.seconds + seconds)
+
+    def is_complete(self) -> bool:
+        """Whether there are as many trials as were asked for, and all have ended."""
+        trials = self.trials()
+        return len(trials) >= self._config.search.trials and all(trial.state != "running" for trial in trials)
+
+    def seconds_left(self) -> float | None:
+        """What is left of ``search.hours``; none when there is no limit."""
+        hours = self._config.search.hours
+        return None if hours is None else max(0.0, hours * 3600 - self.seconds)
+
+    @property
+    def seconds(self) -> float:
+        """Time that trials were run, over all starts of the search."""
+        return float(self._study.user_attrs.get(SECONDS, 0.0))
+
+    def trials(self) -> list[Trial]:
+        """All trials that have begun, in the order of their numbers."""
+        return [self._trial(trial) for trial in self._study.get_trials(deepcopy=False, states=list(STATES))]
+
+    def trial(self, number: int) -> Trial:
+        """One of them."""
+        return self._trial(self._study.get_trials(deepcopy=False)[number])
+
+    def best(self) -> list[Trial]:
+        """Finished trials, best first; of several objectives those that fewer others dominate, then by the first."""
+        finished = [trial for trial in self.trials() if trial.state == "finished"]
+        objectives = self._config.objectives
+        sign = -1 if objectives[0].direction == "maximize" else 1
+
+        def order(trial: Trial) -> tuple[int, float]:
+            assert trial.values is not None
+            better = (other.values for other in finished)
+            return sum(dominates(each, trial.values, objectives) for each in better if each), sign * trial.values[0]
+
+        return sorted(finished, key=order)
+
+    def front(self) -> list[Trial]:
+        """Finished trials that no other one dominates, best first by the first objective."""
+        best = self.best()
+        objectives = self._config.objectives
+        return [
+            trial
+            for trial in best
+            if not any(dominates(other.values, trial.values, objectives) for other in best if other.values)  # type: ignore[arg-type]
+        ]
+
+    def importances(self) -> list[dict[str, float]]:
+        """How much each parameter decides whether a trial is among the best, for each objective, in parts of 1.
+
+        By PED-ANOVA (Watanabe et al., arXiv 2304.10255); empty where too few trials have finished.
+        """
+        return [self._importances(index) for index in range(len(self._config.objectives))]
+
+    def _importances(self, index: int) -> dict[str, float]:
+        values = [trial.values[index] for trial in self.best() if trial.values]
+        if len(values) < FEWEST or len(set(values)) < 2:
+            return {}
+        sign = -1 if self._config.objectives[index].direction == "maximize" else 1
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # it says that low targets are good ones
+            return get_param_importances(
+                self._study, evaluator=PedAnovaImportanceEvaluator(), target=lambda trial: sign * trial.values[index]
+            )
+
+    def _claim(self, identity: dict[str, Any]) -> None:
+        """Take the study for these settings, or refuse when it is of others."""
+        before = self._study.user_attrs.get(IDENTITY)
+        if before is None:
+            self._study.set_user_attr(IDENTITY, identity)
+        elif before != identity:
+            found = [f"  {name}: {old} before, {new} now" for name, old, new in differences(before, identity)]
+            raise ValueError(
+                f"{self._config.study_url}: a search named {self._config.run.name} exists with other settings or data; "
+                "choose another run.name\n" + "\n".join(found)
+            )
+        if not self._study.trials:
+            self._study.enqueue_trial(space.first(self._config))
+
+    def _draw(self, trial: optuna.Trial, name: str) -> float:
+        limits = self._distributions[name]
+        return trial.suggest_float(name, limits.low, limits.high, log=limits.log)
+
+    def _handle(self, number: int) -> optuna.Trial:
+        return optuna.Trial(self._study, self._study.get_trials(deepcopy=False)[number]._trial_id)
+
+    def _trial(self, trial: FrozenTrial) -> Trial:
+        scores = {int(step): each for step, each in trial.user_attrs.get(SCORES, {}).items()}
+        chosen = self._chosen(scores)
+        values = self._values(scores, chosen) if chosen is not None else None
+        seconds = trial.duration.total_seconds() if trial.duration else None
+        failure = trial.user_attrs.get(FAILURE)
+        return Trial(trial.number, STATES[trial.state], trial.params, scores, chosen, values, failure, seconds)
+
+    def _chosen(self, scores: Mapping[int, Scores]) -> int | None:
+        """The step of the best checkpoint, of equal ones the newest, as a run's own choice is."""
+        checkpoint = self._config.checkpoint
+        sign = 1 if checkpoint.higher_is_better else -1
+        return max(scores, key=lambda step: (sign * scores[step][checkpoint.metric], step), default=None)
+
+    def _values(self, scores: Mapping[int, Scores], step: int | None) -> Values:
+        assert step is not None
+        return tuple(objective.value(scores[step]) for objective in self._config.objectives)
+
+    def _values_at(self, trial: Trial, rung: int) -> Values:
+        """The values of the best checkpoint up to ``rung``."""
+        known = {step: each for step, each in trial.scores.items() if step <= rung}
+        return self._values(known, self._chosen(known))
+
+
+def _opened(config: SearchConfig) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        return optuna.create_study(
+            storage=config.study_url,
+            study_name=config.run.name,
+            directions=[objective.direction for objective in config.objectives],
+            load_if_exists=True,
+        )
+    except Exception as error:
+        raise ValueError(f"search.storage: {config.study_url} can't be opened: {error}") from error
+
+
+def _sampler(config: SearchConfig, begun: int) -> BaseSampler:
+    seed = (config.run.seed * 1_000_003 + begun) % 2**32
+    if config.search.sampler == "random":
+        return RandomSampler(seed)
+    return GPSampler(seed=seed) if config.search.sampler == "gp" else TPESampler(seed=seed)
+
+
+def _identity(config: SearchConfig, data: Sequence[str]) -> dict[str, Any]:
+    """What a search may only be continued with."""
+    ranges = space.distributions(config).items()
+    return config.identity() | {
+        "manifest_sha256": list(data),
+        "objectives": [objective.text for objective in config.objectives],
+        "ranges": {name: [limits.low, limits.high] for name, limits in ranges},
+        "reduction": config.search.reduction,
+        "checkpoint": config.checkpoint.model_dump(include={"every", "weights", "metric"}),
+        "evaluation": config.evaluation.model_dump(mode="json", include={"protocols", "lpips"}),
+    }
