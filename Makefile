@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := build/bench/peers
 
-.PHONY: demo test check bench setup lock clean
+.PHONY: demo test test-slow check bench setup lock clean
 .DELETE_ON_ERROR:
 
 demo: setup demo/shards/manifest.parquet ## Train on real photographs for a few minutes and show what came out.
@@ -22,6 +22,9 @@ demo/shards/manifest.parquet: | setup
 
 test: setup check      ## Pass the checks and the tests.
 	$(BIN)/python -m pytest
+
+test-slow: setup       ## The tests that take minutes each.
+	$(BIN)/python -m pytest --slow -m slow
 
 check: setup           ## Style, types and the import contract.
 	$(BIN)/ruff check .

@@ -189,17 +189,20 @@ def train(
     """
     claim(config, provenance)
     # checkpoints are chosen by the development split; the test split is scored by evaluate.py alone
-    validation = Validation(config, Pool.start(config.evaluation, manifests[0], config.checkpoint.split, lpips))
+    pool = Pool.start(config.evaluation, manifests[0], config.checkpoint.split, lpips)
+    validation = Validation(config, pool)
     stopped = storage.join(config.run.url, STOPPED)
     try:
         trainer(config, provenance, validation).fit()
+        # Ray forgets a checkpoint whose scoring was cut off together with its driver
+        for url in unscored(config.run.url):
+            validation.score(url)
     except ray.train.TrainingFailedError as error:
         if storage.exists(stopped):
             raise TrainingStoppedError(storage.read_text(stopped)) from error
         raise
-    # Ray forgets a checkpoint whose scoring was cut off together with its driver
-    for url in unscored(config.run.url):
-        validation.score(url)
+    finally:
+        pool.stop()
     if storage.exists(stopped):
         raise TrainingStoppedError(storage.read_text(stopped))
 

@@ -1,9 +1,11 @@
 """What all tests share: one Ray cluster and one S3 server for the whole session."""
 
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import hypothesis
 import pytest
@@ -14,6 +16,16 @@ from s3 import WEED, FaultProxy, S3Server, forget_clients
 # what a machine that is busy with other things takes for an example says nothing
 hypothesis.settings.register_profile("without_deadlines", deadline=None)
 hypothesis.settings.load_profile("without_deadlines")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests that take minutes as well")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if "slow" in item.keywords and not config.getoption("slow"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: make test-slow"))
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +52,22 @@ def driver(ray_head: RayHead) -> Iterator[None]:
     ray.init(address=ray_head.address, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command, here in the tests' process, that is to end with status 2 before it reaches Ray; its message."""
+
+    def run(module: ModuleType, *arguments: str) -> str:
+        import ray
+
+        monkeypatch.setattr(sys, "argv", [module.__name__, *arguments])
+        with pytest.raises(SystemExit) as end:
+            module.main()
+        assert end.value.code == 2 and not ray.is_initialized()
+        return capsys.readouterr().err
+
+    return run
 
 
 @pytest.fixture(scope="session")

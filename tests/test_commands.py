@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import ray
 import yaml
 from commands import ROOT, WEIGHTS, options, without_colours
 from datasets import packed, write_pairs
@@ -17,20 +16,6 @@ from PIL import Image
 
 from pipeline import pack, storage, train
 from pipeline.data.pairing import find_pairs
-
-
-@pytest.fixture
-def refusal(monkeypatch, capsys):
-    """Runs a command, here in the tests' process, that is to end with status 2 before it reaches Ray; its message."""
-
-    def run(module, *arguments):
-        monkeypatch.setattr(sys, "argv", [module.__name__, *arguments])
-        with pytest.raises(SystemExit) as end:
-            module.main()
-        assert end.value.code == 2 and not ray.is_initialized()
-        return capsys.readouterr().err
-
-    return run
 
 
 def test_training_ends_in_a_table_and_a_report(trained):

@@ -22,7 +22,7 @@ from tune.settings import SearchConfig
 from tune.study import Trial
 from tune.trials import run_name, side_by_side
 
-Runs = Mapping[int, Mapping[int, Run]]  # by trial and seed
+ByImage = Mapping[int, Mapping[int, pd.Series]]  # the first objective's values, by trial and seed
 
 
 @dataclass(frozen=True)
@@ -40,44 +40,34 @@ class Conclusion:
     table: TextTable
 
 
-def configs_over_seeds(search: SearchConfig, trials: Sequence[Trial]) -> dict[tuple[int, int], Config]:
-    """The settings of a run for each trial and seed; the seeds are others than the search's."""
-    seeds = [search.run.seed + 1 + index for index in range(search.search.seeds)]
+def configs_over_seeds(search: SearchConfig, trials: Sequence[Trial]) -> list[Config]:
+    """The settings of a run for each seed and trial; the seeds are others than the search's."""
     base = side_by_side(search)
-    return {
-        (trial.number, seed): space.applied(base, trial.parameters, f"{run_name(trial.number)}-seed{seed}", seed)
-        for seed in seeds
-        for trial in trials
-    }
+    seeds = [search.run.seed + 1 + index for index in range(search.search.seeds)]
+    return [space.applied(base, trial.parameters, _name(trial, seed), seed) for seed in seeds for trial in trials]
 
 
-def trained(search: SearchConfig, trials: Sequence[Trial]) -> Runs:
-    """The runs over seeds that are finished, of those trials of which there are at least two."""
-    runs: dict[int, dict[int, Run]] = {}
-    for (number, seed), config in configs_over_seeds(search, trials).items():
-        if results.is_finished(config.run.url, config.train.steps):
-            runs.setdefault(number, {})[seed] = Run.load(config.run.url)
-    return {number: seeds for number, seeds in runs.items() if len(seeds) > 1}
-
-
-def conclude(search: SearchConfig, trials: Sequence[Trial], runs: Runs) -> Conclusion:
-    """Compare the trials' settings by their runs over seeds.
+def conclude(search: SearchConfig, trials: Sequence[Trial]) -> Conclusion | None:
+    """Compare the trials' settings by their runs over seeds; none where the paper's or all others have failed.
 
     Args:
         search: the settings of the search.
         trials: the paper's setting, then the best ones, best first.
-        runs: of at least the paper's setting.
+
+    Raises:
+        ValueError: the runs' scores do not compare, since they were made otherwise.
     """
+    runs = {trial.number: finished for trial in trials if len(finished := _finished(search, trial)) > 1}
+    if 0 not in runs or len(runs) == 1:
+        return None
     objective = search.objectives[0]
-    values = {number: _values(search, objective, seeds) for number, seeds in runs.items()}
-    means = {number: _mean(each) for number, each in values.items()}
+    values = {number: {seed: _by_image(search, run) for seed, run in seeds.items()} for number, seeds in runs.items()}
     sign = 1 if objective.direction == "maximize" else -1
-    best = max(means, key=lambda number: sign * means[number])
-    by_number = {trial.number: trial for trial in trials}
-    names = {number: arm_name(number) for number in sorted(runs, key=lambda each: [*by_number].index(each))}
-    table = chosen_table({name: runs[number] for number, name in names.items()}, "dev")
-    sentences = _sentences(search, trials, by_number[best], values)
-    return Conclusion(by_number[best], sentences, table)
+    best = max(
+        (trial for trial in trials if trial.number in runs), key=lambda trial: sign * _mean(values[trial.number])
+    )
+    table = chosen_table({arm_name(number): seeds for number, seeds in runs.items()}, "dev")
+    return Conclusion(best, _sentences(search, trials, best, values), table)
 
 
 def arm_name(number: int) -> str:
@@ -85,9 +75,7 @@ def arm_name(number: int) -> str:
     return "the paper's setting" if number == 0 else f"trial {number}"
 
 
-def _sentences(
-    search: SearchConfig, trials: Sequence[Trial], best: Trial, values: Mapping[int, Mapping[int, pd.Series]]
-) -> list[str]:
+def _sentences(search: SearchConfig, trials: Sequence[Trial], best: Trial, values: ByImage) -> list[str]:
     objective = search.objectives[0]
     in_search = [
         f"{arm_name(trial.number)} had {objective.shown(trial.values[0])}" for trial in trials[:2] if trial.values
@@ -104,7 +92,7 @@ def _sentences(
         differences = _differences(values[0], values[best.number])
         low, high = scores.difference_interval(differences)
         said.append(
-            f"trial {best.number} minus the paper's setting: {differences.mean():+.4g} [{low:+.4g}, {high:+.4g}] (95% "
+            f"Trial {best.number} minus the paper's setting: {differences.mean():+.4g} [{low:+.4g}, {high:+.4g}] (95% "
             f"bootstrap interval over images and seeds). {_verdict(objective, low, high)}"
         )
     said.append(
@@ -121,18 +109,28 @@ def _verdict(objective: Objective, low: float, high: float) -> str:
     return f"The interval leaves out 0: the trial is {'better' if better else 'worse'} by more than the noise."
 
 
-def _values(search: SearchConfig, objective: Objective, seeds: Mapping[int, Run]) -> dict[int, pd.Series]:
-    """The objective's value for each image, by seed."""
-    return {seed: _by_image(search, objective, run) for seed, run in seeds.items()}
+def _name(trial: Trial, seed: int) -> str:
+    return f"{run_name(trial.number)}-seed{seed}"
 
 
-def _by_image(search: SearchConfig, objective: Objective, run: Run) -> pd.Series:
+def _finished(search: SearchConfig, trial: Trial) -> dict[int, Run]:
+    """The trial's finished runs over seeds, by seed."""
+    configs = configs_over_seeds(search, [trial])
+    return {
+        config.run.seed: Run.load(config.run.url)
+        for config in configs
+        if results.is_finished(config.run.url, config.train.steps)
+    }
+
+
+def _by_image(search: SearchConfig, run: Run) -> pd.Series:
+    """The first objective's value for each image, by the run's chosen checkpoint."""
     assert run.chosen is not None
     rows = run.scores_of(run.chosen, "dev")
-    shown = (rows["protocol"] == search.evaluation.protocols[0]) | (rows["metric"] == "lpips")
-    rows = rows[shown & (rows["method"] == search.checkpoint.weights)]
+    counts = (rows["protocol"] == search.evaluation.protocols[0]) | (rows["metric"] == "lpips")
+    rows = rows[counts & (rows["method"] == search.checkpoint.weights)]
     wide = rows.pivot(index="key", columns="metric", values="value").sort_index()
-    return sum(factor * wide[metric] for metric, factor in objective.factors.items())
+    return sum(factor * wide[metric] for metric, factor in search.objectives[0].factors.items())
 
 
 def _differences(first: Mapping[int, pd.Series], other: Mapping[int, pd.Series]) -> NDArray[np.float64]:

@@ -18,6 +18,7 @@ from tune.settings import SearchConfig
 from tune.study import Study, Trial
 
 BEST = "best.yaml"
+BEST_SHOWN = 10
 
 
 def main() -> None:
@@ -63,34 +64,36 @@ def search(config: SearchConfig, manifests: Sequence[Manifest], study: Study) ->
 
 def over_seeds(config: SearchConfig, study: Study) -> Conclusion | None:
     """Train the best trials' settings and the paper's over seeds; none when there is nothing to compare."""
-    first = study.trial(0)
-    best = [trial for trial in study.best() if trial.number != first.number][: config.search.top]
+    best = [trial for trial in study.best() if trial.number != 0][: config.search.top]
     if not best:
         return None
-    print(f"\nover seeds: {', '.join(conclusion.arm_name(trial.number) for trial in [first, *best])}", flush=True)
-    configs = conclusion.configs_over_seeds(config, [first, *best])
-    failed = runs.train_all(list(configs.values()), config.search.concurrent)
+    compared = [study.trial(0), *best]
+    print(f"\nover seeds: {', '.join(conclusion.arm_name(trial.number) for trial in compared)}", flush=True)
+    failed = runs.train_all(conclusion.configs_over_seeds(config, compared), config.search.concurrent)
     for name, reason in failed.items():
         print(f"{name} failed: {reason}")
-    trained = conclusion.trained(config, [first, *best])
-    return conclusion.conclude(config, [first, *best], trained) if trained.get(first.number) else None
+    return conclusion.conclude(config, compared)
 
 
 def show(config: SearchConfig, study: Study, concluded: Conclusion | None) -> None:
-    """Write the best settings and the page, and print what they say."""
+    """Write the best settings and the page, and print what they say; exits with status 1 when no trial finished."""
     best = concluded.best if concluded else next(iter(study.best()), None)
     settings = best_settings(config, best) if best else ""
     page = storage.join(config.run.url, REPORT)
     sentences, table = (concluded.sentences, concluded.table) if concluded else ((), None)
     storage.write_text(page, report.render(config, study, sentences, table, settings))
-    print(f"\n{report.counts(study.trials())}\n\n{report.trials_table(config, study.best()[:10])}")
+    print(f"\n{report.counts(study.trials())}")
+    for trial in study.trials():
+        if trial.state == "failed":
+            print(f"trial {trial.number} failed: {trial.failure}")
+    if best is None:
+        sys.exit(f"no trial finished; report: {page}")
+    print(f"\n{report.trials_table(config, study.best()[:BEST_SHOWN])}")
     if concluded:
         print(f"\n{concluded.table}\n\n" + "\n".join(concluded.sentences))
-    if best:
-        url = storage.join(config.run.url, BEST)
-        storage.write_text(url, settings)
-        print(f"\nbest settings: {url} (python pipeline/train.py --config {url})")
-    print(f"report: {page}")
+    url = storage.join(config.run.url, BEST)
+    storage.write_text(url, settings)
+    print(f"\nbest settings: {url} (python pipeline/train.py --config {url})\nreport: {page}")
 
 
 def best_settings(config: SearchConfig, best: Trial) -> str:

@@ -99,6 +99,11 @@ class Pool:
         shares = [keys[index::count] for index in range(count)]
         return cls(actors, shares, settings, split, manifest.checksum, ray.put(lpips))
 
+    def stop(self) -> None:
+        """End the actors, whose resources are free at once; else they last as long as anything refers to them."""
+        for actor in self.actors:
+            ray.kill(actor)
+
     def score(self, url: str, *, progress: bool = False) -> Table:
         """Score the checkpoint at ``url``; pictures and, last, its scores are stored beside it."""
         config = checkpoints.read_config(url).model_copy(update={"evaluation": self.settings})

@@ -151,6 +151,7 @@ def test_objectives_come_first_and_a_sum_beside_its_metrics(search):
     played.play([20.0, 23.4567], lpips=0.2)
     assert list(played.table().columns[:6]) == ["trial", "LPIPS", "psnr - 20 lpips", "PSNR dB", "SSIM", "step"]
     assert played.table().rows[0][:6] == ["0 (paper)", "0.1900", "19.66", "23.46", "0.5100", "200"]
+    assert played.table().heading.endswith(", LPIPS: alex")
 
 
 def test_without_lpips_it_is_not_spoken_of(search, drawn):
@@ -340,7 +341,9 @@ def test_all_trials_are_listed_and_sort_by_number(search, drawn):
     played = search()
     for index in range(12):
         played.play([20.0, 19.0] if index else [20.0], "stop" if index == 3 else "finish")
-    found = rows(sections(played.page())["All trials"])
+    section = sections(played.page())["All trials"]
+    assert '<div class="scroll sortable"' in section
+    found = rows(section)
     names = [row[0] for row in found]
     assert names == sorted(names) and [*map(int, (name.split()[0] for name in names))] == [*range(12)]
     assert names[0].strip() == "0 (paper)"
@@ -354,6 +357,7 @@ def test_failed_trials_have_their_settings_and_reason_escaped(search):
     played.study.fail(number, "<script>alert(1)</script> & more")
     html = played.page()
     assert html.count("<script>") == 1
+    assert '<div class="scroll texts"' in sections(html)["Failed trials"]
     settings = "scale weights 0.25 0.25 0.25 0.25\ngamma 1\nEMA rate 0.999"
     assert rows(sections(html)["Failed trials"]) == [
         ["0", settings, "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more"]

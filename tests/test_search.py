@@ -1,0 +1,119 @@
+"""The search's command, end to end: killed and continued, submitted as a job, and what it leaves behind."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+from commands import ROOT, options, without_colours
+from datasets import packed
+
+from pipeline.data.packing import PackSettings, pack
+from tune import search
+
+REAL_PAIRS = ROOT.parent / "shared/data/lol-v1-part"
+SMALL_SEARCH = {"--config": "demo", "--run.name": "search", "--search.top": "1", "--search.seeds": "2"}
+
+
+def arguments_of(shards: str, storage: Path, **changes: str) -> list[str]:
+    return options(**SMALL_SEARCH | {"--data.url": shards, "--run.storage": str(storage)} | changes)
+
+
+def study_of(folder: Path) -> optuna.Study:
+    return optuna.load_study(study_name=folder.name, storage=f"sqlite:///{folder}/study.db")
+
+
+def test_a_killed_search_ends_with_the_trials_asked_for_as_a_job(command, shards, tmp_path):
+    arguments = arguments_of(shards, tmp_path, **{"--search.trials": "3", "--search.concurrent": "2"})
+    folder = tmp_path / "search"
+    process = command.start("tune/search.py", *arguments)
+    for line in process.stdout:
+        if re.search(r"trial 1: step 2 ", line):
+            os.kill(process.pid, signal.SIGKILL)
+            break
+    process.wait()
+    before = study_of(folder).trials
+    assert 2 <= len(before) <= 3 and any(trial.state.name == "RUNNING" for trial in before)
+
+    submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", command.head.dashboard]
+    done = subprocess.run(
+        [*submit, "--", "python", str(ROOT / "tune/search.py"), *arguments],
+        env=command.environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    output = without_colours(done.stdout + done.stderr)
+    assert done.returncode == 0, output
+    trials = study_of(folder).trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3 or {"PRUNED"} < {t.state.name for t in trials}
+    assert len(trials) == 3
+    for old, new in zip(before, trials, strict=False):
+        assert old.params == new.params and old.datetime_start == new.datetime_start
+    assert {path.name for path in folder.glob("trial-????")} == {f"trial-{number:04d}" for number in range(3)}
+    assert re.search(r"^3 trials: ", output, re.MULTILINE)
+    assert re.search(r"^the paper's setting +2 +\d+\.\d\d ± ", output, re.MULTILINE)
+    assert re.search(r"psnr of the chosen checkpoints on the development split, over 2 seeds that", output)
+    assert f"report: {folder}/report.html" in output
+    assert "<h2>What came out</h2>" in (folder / "report.html").read_text()
+    best = yaml.safe_load((folder / "best.yaml").read_text())
+    assert best["run"]["name"] == "search-best" and best["run"]["storage"] == str(tmp_path)
+    assert not (folder / "ray-tune").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--search.trials": "0"}, "search.trials: Input should be greater than or equal to 1"),
+        ({"--search.gamma": "[2, 4]"}, "search.gamma: the range [2.0, 4.0] must contain 1"),
+        ({"--search.objectives": "lpips"}, "search.objectives need lpips, which evaluation.lpips: none turns off"),
+        ({"--search.storage": "postgresql://me:secret@host/db"}, "must not bear a password"),
+        ({"--search.storage": "nonsense://host/db"}, "search.storage: nonsense://host/db can't be opened"),
+        ({"--run.storage": "s3://no-such-bucket/runs"}, "no-such-bucket"),
+        ({"--data.url": "/no/such/data"}, "/no/such/data/manifest.parquet: there is no manifest; check the path"),
+    ],
+)
+def test_mistakes_end_before_ray_starts(refusal, s3, shards, tmp_path, changes, message):
+    shown = refusal(search, *arguments_of(shards, tmp_path, **changes))
+    assert message in shown and "secret" not in shown
+
+
+def test_a_run_is_not_taken_for_a_search(refusal, trained, shards):
+    run = trained[0]
+    shown = refusal(search, *arguments_of(shards, run.parent, **{"--run.name": run.name}))
+    assert f"{run}: is a training run; choose another run.name for the search" in shown
+
+
+@pytest.fixture(scope="module")
+def real_shards(tmp_path_factory) -> str:
+    """Real pairs where they are at hand, else made ones."""
+    folder = tmp_path_factory.mktemp("real")
+    if not REAL_PAIRS.exists():
+        return packed(folder, count=40)
+    pack(PackSettings(source=REAL_PAIRS, out=str(folder / "shards"), dev_fraction=0.15))
+    return str(folder / "shards")
+
+
+@pytest.mark.slow
+def test_eight_trials_over_real_pairs_stop_some_early_and_the_best_settings_train(command, real_shards, tmp_path):
+    changes = {"--search.trials": "8", "--search.concurrent": "2", "--network.width": "0.125", "--train.steps": "180"}
+    changes |= {"--checkpoint.every": "20", "--train.log-every": "20"}
+    arguments = arguments_of(real_shards, tmp_path, **changes)
+    plan = command("tune/search.py", *arguments, "--search.dry-run")
+    assert re.search(r"^gamma +0\.25 to 4 +log +1$", plan, re.MULTILINE)
+    assert "trials at the same time: 2" in plan and re.search(r"8 trials: about .* at each of the steps 20, 60", plan)
+    assert list((tmp_path / "search").iterdir()) == []
+    output = command("tune/search.py", *arguments, timeout_s=600)
+    states = [trial.state.name for trial in study_of(tmp_path / "search").trials]
+    assert len(states) == 8 and states[0] == "COMPLETE" and "PRUNED" in states and "FAIL" not in states
+    assert re.search(r"trial \d: stopped early at step (20|60): psnr", output)
+    trained = command("pipeline/train.py", "--config", str(tmp_path / "search/best.yaml"))
+    assert re.search(r"^student +\d+\.\d\d", trained, re.MULTILINE)
+    assert (tmp_path / "search-best/checkpoint-00000180/student.safetensors").exists()
+    again = command("tune/search.py", *arguments, timeout_s=120)
+    assert output.endswith(again[again.index("over seeds") :].split("\n", 1)[1])
