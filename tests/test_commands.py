@@ -3,14 +3,12 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
-from commands import ROOT, WEIGHTS, options, without_colours
+from commands import WEIGHTS, copy_code, options
 from datasets import packed, write_pairs
 from PIL import Image
 
@@ -234,23 +232,12 @@ def test_pack_refuses_bad_pairs_by_name(refusal, tmp_path):
 def test_ray_job_submit_runs_a_clone_that_is_not_installed(command, shards, tmp_path):
     """The clone differs from what may be installed, so that the test sees whose code ran on driver and workers."""
     clone = tmp_path / "clone"
-    for package in ("iaml", "pipeline"):
-        shutil.copytree(ROOT / package, clone / package, ignore=shutil.ignore_patterns("__pycache__"))
+    copy_code(clone)
     shutil.copy(clone / "pipeline/presets/demo.yaml", clone / "pipeline/presets/of_the_clone.yaml")
     with (clone / "pipeline/training/monitor.py").open("a") as file:
         file.write('\nMETRICS = "metrics-of-the-clone.jsonl"\n')
     changes = {"--config": "of_the_clone", "--data.url": shards, "--run.storage": str(tmp_path), "--run.name": "job"}
-    submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", command.head.dashboard]
-    done = subprocess.run(
-        [*submit, "--working-dir", ".", "--", "python", "pipeline/train.py", *options(**changes)],
-        cwd=clone,
-        env=command.environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    output = without_colours(done.stdout + done.stderr)
-    assert done.returncode == 0, output
+    output = command.submit(clone, "pipeline/train.py", *options(**changes))
     assert re.search(r"Job '\w+' succeeded", output)
     assert re.search(r"^student +\d", output, re.MULTILINE)
     assert (tmp_path / "job/metrics-of-the-clone.jsonl").exists()

@@ -3,6 +3,7 @@
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -35,10 +36,11 @@ class RayHead:
     """A Ray head of its own: ``address`` for drivers, ``dashboard`` for jobs; ``environment`` is its workers' too."""
 
     def __init__(self, folder: str, environment: dict[str, str]) -> None:
-        port, dashboard = _free_port(), _free_port()
+        port, dashboard, agent = _free_port(), _free_port(), _free_port()
         self.address = f"127.0.0.1:{port}"
         self.dashboard = f"http://127.0.0.1:{dashboard}"
         options = {"port": port, "dashboard-port": dashboard, "num-cpus": CPUS, "temp-dir": folder}
+        options["dashboard-agent-listen-port"] = agent  # jobs need it, and its default may be another Ray's
         self.environment = {
             **os.environ,
             **environment,
@@ -119,6 +121,23 @@ class Command:
             process.kill()
         assert process.returncode == status, output
         return output
+
+    def submit(self, folder: Path, *arguments: str, timeout_s: float = 500) -> str:
+        """Submit ``python ARGUMENTS`` as a job from a clone in ``folder``, wait for its end, and return the output."""
+        command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", self.head.dashboard]
+        command += ["--working-dir", ".", "--", "python", *arguments]
+        done = subprocess.run(
+            command, cwd=folder, env=self.environment, capture_output=True, text=True, timeout=timeout_s
+        )
+        output = without_colours(done.stdout + done.stderr)
+        assert done.returncode == 0, output
+        return output
+
+
+def copy_code(folder: Path) -> None:
+    """A clone of the code in ``folder``, without what is beside it."""
+    for package in ("iaml", "pipeline", "tune"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def options(**changes: str) -> list[str]:
