@@ -76,25 +76,27 @@ def arm_name(number: int) -> str:
 
 
 def _sentences(search: SearchConfig, trials: Sequence[Trial], best: Trial, values: ByImage) -> list[str]:
-    objective = search.objectives[0]
+    objective, paper = search.objectives[0], arm_name(0)
+    spreads = [f"{arm_name(number)} {_spread(objective, values[number])}" for number in dict.fromkeys((0, best.number))]
+    said = [
+        f"{objective.text} of the chosen checkpoints on the development split, over {len(values[best.number])} seeds "
+        f"that the search had not used: {'; '.join(spreads)} (mean ± standard deviation over seeds)."
+    ]
+    if best.number == 0:
+        others = ", ".join(arm_name(number) for number in values if number)
+        said.append(f"None of the best trials, {others}, does better than {paper} over these seeds.")
+    else:
+        differences = _differences(values[0], values[best.number])
+        mean, low, high = (
+            objective.shown(value, "+") for value in (differences.mean(), *scores.difference_interval(differences))
+        )
+        said.append(
+            f"Trial {best.number} minus {paper}: {mean} [{low}, {high}] (95% bootstrap interval over images and seeds)."
+            f" {_verdict(objective, differences)}"
+        )
     in_search = [
         f"{arm_name(trial.number)} had {objective.shown(trial.values[0])}" for trial in trials[:2] if trial.values
     ]
-    seeds = len(values[best.number])
-    spreads = [f"{arm_name(number)} {_spread(values[number])}" for number in dict.fromkeys((0, best.number))]
-    said = [
-        f"{objective.text} of the chosen checkpoints on the development split, over {seeds} seeds that the search had "
-        f"not used: {'; '.join(spreads)} (mean ± standard deviation over seeds)."
-    ]
-    if best.number == 0:
-        said.append(f"None of the {len(values) - 1} best trials does better than the paper's setting over these seeds.")
-    else:
-        differences = _differences(values[0], values[best.number])
-        low, high = scores.difference_interval(differences)
-        said.append(
-            f"Trial {best.number} minus the paper's setting: {differences.mean():+.4g} [{low:+.4g}, {high:+.4g}] (95% "
-            f"bootstrap interval over images and seeds). {_verdict(objective, low, high)}"
-        )
     said.append(
         f"In the search itself, with seed {search.run.seed}, {' and '.join(in_search)}; the best of many trials is "
         "flattered, which is why other seeds decide."
@@ -102,7 +104,8 @@ def _sentences(search: SearchConfig, trials: Sequence[Trial], best: Trial, value
     return said
 
 
-def _verdict(objective: Objective, low: float, high: float) -> str:
+def _verdict(objective: Objective, differences: NDArray[np.float64]) -> str:
+    low, high = scores.difference_interval(differences)
     if low <= 0 <= high:
         return "The interval contains 0: these seeds and images do not tell the two apart."
     better = (low > 0) == (objective.direction == "maximize")
@@ -142,5 +145,6 @@ def _mean(seeds: Mapping[int, pd.Series]) -> float:
     return float(np.mean([values.mean() for values in seeds.values()]))
 
 
-def _spread(seeds: Mapping[int, pd.Series]) -> str:
-    return f"{_mean(seeds):.4g} ± {np.std([values.mean() for values in seeds.values()], ddof=1):.2g}"
+def _spread(objective: Objective, seeds: Mapping[int, pd.Series]) -> str:
+    deviation = float(np.std([values.mean() for values in seeds.values()], ddof=1))
+    return f"{objective.shown(_mean(seeds))} ± {objective.shown(deviation)}"

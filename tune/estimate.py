@@ -1,11 +1,14 @@
 """What a search would do: its space, how many trials fit side by side, and about how long it takes."""
 
+import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from pipeline import launch, storage
 from pipeline.config import Config
 from pipeline.data.manifest import Manifest
+from pipeline.evaluation.backbone import BackboneWeights
 from pipeline.training.monitor import read_metrics
 from tune import space
 from tune.settings import SearchConfig
@@ -15,7 +18,60 @@ STEPS = 8  # that are trained to see how long they take
 MEASURED = 4  # of them, the last ones
 
 
-def space_lines(config: SearchConfig) -> list[str]:
+@dataclass(frozen=True)
+class Pace:
+    """How fast a single run is.
+
+    Attributes:
+        start_s: seconds to start it and to score its last checkpoint.
+        step_s: seconds of a step.
+    """
+
+    start_s: float
+    step_s: float
+
+
+def estimate(config: SearchConfig, manifests: Sequence[Manifest]) -> str:
+    """The answer to a dry run, as text; trains a few steps, which are deleted again."""
+    lpips = launch.check_scores(config.evaluation)
+    with launch.cluster(launch.cpus_needed(config) * (config.search.concurrent or 1), quiet=True):
+        sized, concurrent = with_room(config, manifests)
+        return plan(config, concurrent, _measured(sized, manifests, lpips))
+
+
+def plan(config: SearchConfig, concurrent: int, pace: Pace) -> str:
+    """The space, and about how long all takes if trials side by side do not slow each other."""
+    whole = pace.start_s + config.train.steps * pace.step_s
+    trials, over_seeds = config.search.trials, (config.search.top + 1) * config.search.seeds
+    lines = [
+        *_space_lines(config),
+        "",
+        f"trials at the same time: {concurrent}",
+        f"one trial: about {_clock(whole)} ({1 / pace.step_s:.3g} steps/s, {pace.start_s:.0f} s to start and score)",
+        f"{trials} trials: at most {_clock(math.ceil(trials / concurrent) * whole)}",
+    ]
+    if config.rungs:
+        expected = pace.start_s + expected_steps(config) * pace.step_s
+        share = (
+            f"if one in {config.search.reduction:g} goes on at each of the steps {', '.join(map(str, config.rungs))}"
+        )
+        lines.append(f"{trials} trials: about {_clock(math.ceil(trials / concurrent) * expected)} {share}")
+    if config.search.hours:
+        lines.append(f"trials: no longer than {config.search.hours:g} h")
+    lines.append(f"then {over_seeds} runs over seeds: about {_clock(math.ceil(over_seeds / concurrent) * whole)}")
+    return "\n".join(lines)
+
+
+def expected_steps(config: SearchConfig) -> float:
+    """Steps of a trial on average, if one in ``search.reduction`` goes on at each rung."""
+    share, before, steps = 1.0, 0, 0.0
+    for rung in [*config.rungs, config.train.steps]:
+        steps += share * (rung - before)
+        share, before = share / (config.search.reduction or 1.0), rung
+    return steps
+
+
+def _space_lines(config: SearchConfig) -> list[str]:
     """A line for each parameter: its range, its scale, and where the search begins."""
     first = space.first(config)
     lines = ["parameter       range                 scale   begins at"]
@@ -25,33 +81,7 @@ def space_lines(config: SearchConfig) -> list[str]:
     return lines
 
 
-def estimate(config: SearchConfig, manifests: Sequence[Manifest]) -> str:
-    """The answer to a dry run, as text; trains a few steps, which are deleted again."""
-    lpips = launch.check_scores(config.evaluation)
-    with launch.cluster(launch.cpus_needed(config) * (config.search.concurrent or 1), quiet=True):
-        sized, concurrent = with_room(config, manifests)
-        start_s, step_s = _measured(sized, manifests, lpips)
-    whole, expected = start_s + config.train.steps * step_s, start_s + _expected_steps(config) * step_s
-    trials, over_seeds = config.search.trials, (config.search.top + 1) * config.search.seeds
-    lines = [
-        *space_lines(config),
-        "",
-        f"trials at the same time: {concurrent}",
-        f"one trial: about {_clock(whole)} ({1 / step_s:.3g} steps/s, {start_s:.0f} s to start and score)",
-        f"{trials} trials: at most {_clock(_in_turns(trials, concurrent) * whole)}",
-    ]
-    if config.rungs:
-        rungs = ", ".join(map(str, config.rungs))
-        share = f"if one in {config.search.reduction:g} goes on at each of the steps {rungs}"
-        lines.append(f"{trials} trials: about {_clock(trials / concurrent * expected)} {share}")
-    if config.search.hours:
-        lines.append(f"trials: no longer than {config.search.hours:g} h")
-    lines.append(f"then {over_seeds} runs over seeds: about {_clock(_in_turns(over_seeds, concurrent) * whole)}")
-    return "\n".join(lines)
-
-
-def _measured(config: SearchConfig, manifests: Sequence[Manifest], lpips: object) -> tuple[float, float]:
-    """Seconds to start a run and score a checkpoint, and seconds of a step."""
+def _measured(config: SearchConfig, manifests: Sequence[Manifest], lpips: BackboneWeights | str) -> Pace:
     settings = config.model_dump(mode="json", include=set(Config.model_fields))
     settings["run"].update(name="dry-run", storage=config.run.url)
     settings["train"].update(steps=STEPS, log_every=1)
@@ -60,25 +90,12 @@ def _measured(config: SearchConfig, manifests: Sequence[Manifest], lpips: object
     storage.delete(short.run.url)
     begun = time.monotonic()
     try:
-        launch.train(short, manifests, launch.provenance_of(manifests), lpips)  # type: ignore[arg-type]
+        launch.train(short, manifests, launch.provenance_of(manifests), lpips)
         rates = [record["images_per_s"] for record in read_metrics(short.run.url)][-MEASURED:]
     finally:
         storage.delete(short.run.url)
     step_s = config.train.global_batch * sum(1 / rate for rate in rates) / len(rates)
-    return max(0.0, time.monotonic() - begun - STEPS * step_s), step_s
-
-
-def _expected_steps(config: SearchConfig) -> float:
-    """Steps of a trial on average, if one in ``reduction`` goes on at each rung."""
-    share, before, steps = 1.0, 0, 0.0
-    for rung in [*config.rungs, config.train.steps]:
-        steps += share * (rung - before)
-        share, before = share / (config.search.reduction or 1.0), rung
-    return steps
-
-
-def _in_turns(runs: int, concurrent: int) -> int:
-    return -(-runs // concurrent)
+    return Pace(max(0.0, time.monotonic() - begun - STEPS * step_s), step_s)
 
 
 def _clock(seconds: float) -> str:

@@ -56,9 +56,9 @@ class Objective:
         """Its value for the mean ``scores`` of a checkpoint, by metric."""
         return sum(factor * scores[metric] for metric, factor in self.factors.items())
 
-    def shown(self, value: float) -> str:
-        """A value of it as text: a metric as in tables of scores, a sum with four digits."""
-        return format(value, FORMATS[self.text][1] if self.text in FORMATS else ".4g")
+    def shown(self, value: float, sign: Literal["", "+"] = "") -> str:
+        """A value of it as text: a metric as in tables of scores, a sum with four digits; ``+`` shows signs always."""
+        return format(value, sign + (FORMATS[self.text][1] if self.text in FORMATS else ".4g"))
 
 
 def dominates(one: Values, other: Values, objectives: Sequence[Objective]) -> bool:

@@ -1,4 +1,4 @@
-"""What a search found, as one HTML page, and its trials as a table."""
+"""What a search found, as one HTML page: sentences, tables and figures."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,21 +7,15 @@ from itertools import accumulate, combinations
 
 import numpy as np
 
-from pipeline.evaluation.tables import FORMATS, TextTable
+from pipeline.evaluation.tables import TextTable
 from pipeline.reporting import page, summary
 from pipeline.reporting.figures import MARKED_POINTS, Limits, Points, bars, scatter
-from tune import space
+from tune import space, tables
 from tune.objective import Objective
 from tune.settings import SearchConfig
 from tune.study import State, Study, Trial
 
 SHOWN = 10  # best trials
-STATES: Mapping[State, str] = {
-    "finished": "finished",
-    "stopped": "stopped early",
-    "failed": "failed",
-    "running": "running",
-}
 # in figures, where failed trials are not shown
 COLOURS: Mapping[State, str] = {"running": "0.55", "stopped": "tab:orange", "finished": "tab:blue"}
 BEST, PAPER = "tab:green", "0.1"
@@ -29,20 +23,6 @@ PAPERS = "the paper's setting"
 AT_THE_EDGE = "Points at the edge of a figure lie beyond it."
 FENCE = 1.5  # interquartile ranges beyond the quartiles
 MARGIN = 0.06  # of an axis, at both ends
-TITLES = {
-    space.HORIZON: "EMA rate",
-    "gamma": "gamma",
-    "beta": "beta",
-    "mirror_weight": "lambda",
-    "learning_rate": "learning rate",
-}
-LABELS = {
-    space.HORIZON: "EMA rate, 1 - m",
-    "gamma": "illumination exponent gamma",
-    "beta": "illumination strength beta",
-    "mirror_weight": "mirror loss weight lambda",
-    "learning_rate": "learning rate",
-}
 Places = Mapping[int, tuple[float, float]]  # x and y by trial number
 
 
@@ -64,7 +44,7 @@ def render(
     """
     trials = study.trials()
     best = study.best()[:1] if len(config.objectives) == 1 else study.front()
-    outcome = [page.paragraph(sentence) for sentence in [*conclusion, *_unfinished(config, study, trials)]]
+    outcome = [page.paragraph(sentence) for sentence in [*conclusion, *tables.unfinished(config, study)]]
     sections = {
         "What came out": "".join(outcome) + (page.text_table(comparison) if comparison else ""),
         "Best trials": _best_trials(config, study),
@@ -78,132 +58,8 @@ def render(
         "Best settings": f"<pre>{escape(best_settings)}</pre>" if best_settings else "",
         "Settings of the search": page.details("All settings of the search", page.names_table(_settings(config))),
     }
-    state = f"{counts(trials)}; time: {_duration(study.seconds)}"
+    state = f"{tables.counts(trials)}; time: {_duration(study.seconds)}"
     return page.render(f"Search: {config.run.name}", page.paragraph(state, "state"), sections)
-
-
-def counts(trials: Sequence[Trial]) -> str:
-    """How many trials there are, and how they stand."""
-    states = [trial.state for trial in trials]
-    parts = [f"{states.count(state)} {name}" for state, name in STATES.items() if state in states]
-    return f"{len(trials)} trial{'s' * (len(trials) != 1)}{': ' if parts else ''}{', '.join(parts)}"
-
-
-def trials_table(config: SearchConfig, trials: Sequence[Trial]) -> TextTable:
-    """Trials in the given order: scores of their chosen checkpoints, and the settings that they were trained with."""
-    metrics = _metrics(config, trials)
-    varied = _titles(config, joined=True)
-    rows = [
-        [
-            f"{trial.number}{' (paper)' * (trial.number == 0)}",
-            *_scores(config, trial, metrics),
-            "" if trial.chosen is None else str(trial.chosen),
-            *_setting_texts(config, trial, joined=True),
-        ]
-        for trial in trials
-    ]
-    return TextTable(_heading(config, metrics), ["trial", *_score_titles(config, metrics), "step", *varied], rows)
-
-
-def _heading(config: SearchConfig, metrics: Sequence[str]) -> str:
-    """What the numbers of a table of trials are."""
-    checkpoint, evaluation = config.checkpoint, config.evaluation
-    chosen = f"by {summary.metric_name(checkpoint.metric)}"
-    known = {*metrics, *(metric for objective in config.objectives for metric in objective.factors)}
-    parts = [f"checkpoints chosen {chosen}, {checkpoint.weights} weights, split: dev"]
-    parts.append(f"protocol: {evaluation.protocols[0]}")
-    return ", ".join([*parts, f"LPIPS: {evaluation.lpips}"] if "lpips" in known else parts)
-
-
-def _metrics(config: SearchConfig, trials: Sequence[Trial]) -> list[str]:
-    """The metrics that some trial has a score of and that are no objective themselves."""
-    objectives = [objective.text for objective in config.objectives]
-    known = {metric for trial in trials for metric in _chosen_scores(trial)}
-    return [metric for metric in FORMATS if metric in known and metric not in objectives]
-
-
-def _score_titles(config: SearchConfig, metrics: Sequence[str]) -> list[str]:
-    return [*map(_title, config.objectives), *(FORMATS[metric][0] for metric in metrics)]
-
-
-def _scores(config: SearchConfig, trial: Trial, metrics: Sequence[str]) -> list[str]:
-    """The objectives' values, then the metrics' scores, of the chosen checkpoint."""
-    values = trial.values or [math.nan] * len(config.objectives)
-    scores = _chosen_scores(trial)
-    texts = [objective.shown(value) for objective, value in zip(config.objectives, values, strict=True)]
-    return texts + [summary.number(scores.get(metric, math.nan), metric) for metric in metrics]
-
-
-def _chosen_scores(trial: Trial) -> Mapping[str, float]:
-    return {} if trial.chosen is None else trial.scores[trial.chosen]
-
-
-def _title(objective: Objective) -> str:
-    return FORMATS[objective.text][0] if objective.text in FORMATS else objective.text
-
-
-def _axis(objective: Objective) -> str:
-    return f"{_title(objective)}{' (lower is better)' * (objective.direction == 'minimize')}"
-
-
-def _placed(config: SearchConfig, trial: Trial) -> dict[str, float]:
-    """Where a trial is in the space of settings: as its parameters, but scale weights are proportions.
-
-    Empty for a trial that was cut off before all of its parameters were drawn.
-    """
-    if not space.distributions(config).keys() <= trial.parameters.keys():
-        return {}
-    settings = space.applied(config, trial.parameters, f"trial-{trial.number}", config.run.seed)
-    shares = zip(space.SHARES, settings.objective.scale_weights, strict=True)
-    values = {
-        **dict(shares),
-        "gamma": settings.objective.gamma,
-        space.HORIZON: 1 - settings.teacher.ema_rate,
-        "beta": settings.objective.beta,
-        "mirror_weight": settings.objective.mirror_weight,
-        "learning_rate": settings.optimizer.learning_rate,
-    }
-    return {name: values[name] for name in space.distributions(config)}
-
-
-def _titles(config: SearchConfig, *, joined: bool) -> list[str]:
-    """Names of the searched settings; ``joined``: the scale weights are one of them."""
-    names = space.distributions(config)
-    shares = ["scale weights"] if joined else [_label(share) for share in space.SHARES]
-    return [*(shares if space.SHARES[0] in names else []), *(TITLES[name] for name in names if name in TITLES)]
-
-
-def _setting_texts(config: SearchConfig, trial: Trial, *, joined: bool) -> list[str]:
-    """The searched settings of a trial, in the order of their titles; empty ones when it has not got them all."""
-    placed = _placed(config, trial)
-    if not placed:
-        return [""] * len(_titles(config, joined=joined))
-    shares = [f"{placed[share]:.2f}" for share in space.SHARES if share in placed]
-    others = {name: value for name, value in placed.items() if name in TITLES}
-    # 8 digits: all that there are of the rate, without those that 1 - m has from binary fractions
-    texts = [f"{1 - value:.8g}" if name == space.HORIZON else f"{value:.4g}" for name, value in others.items()]
-    return [*([" ".join(shares)] if joined and shares else shares), *texts]
-
-
-def _label(name: str) -> str:
-    """What a parameter is called in figures."""
-    if name in LABELS:
-        return LABELS[name]
-    ends = {0: " (coarsest)", len(space.SHARES) - 1: " (finest)"}
-    scale = space.SHARES.index(name)
-    return f"w_{scale + 1}{ends.get(scale, '')}"
-
-
-def _unfinished(config: SearchConfig, study: Study, trials: Sequence[Trial]) -> list[str]:
-    """A sentence on what is left to do, if anything is."""
-    if study.is_complete():
-        return []
-    ended = sum(trial.state != "running" for trial in trials)
-    is_late = study.seconds_left() == 0
-    reason = (
-        f"The search came to the end of its {config.search.hours:g} h" if is_late else "The search is not at its end"
-    )
-    return [f"{reason}. Trials begun: {len(trials)} of {config.search.trials}; ended: {ended}."]
 
 
 def _best_trials(config: SearchConfig, study: Study) -> str:
@@ -212,7 +68,7 @@ def _best_trials(config: SearchConfig, study: Study) -> str:
     if not trials:
         return ""
     note = "The Pareto front: no other finished trial is as good in all objectives and better in one."
-    return page.paragraph(note) * several + page.text_table(trials_table(config, trials))
+    return page.paragraph(note) * several + page.text_table(tables.trials_table(config, trials))
 
 
 def _history(config: SearchConfig, trials: Sequence[Trial], best: Sequence[Trial]) -> str:
@@ -233,7 +89,7 @@ def _history(config: SearchConfig, trials: Sequence[Trial], best: Sequence[Trial
             y_label=_axis(objective),
             y_limits=_focus(trials, best, places, 1),
         )
-        charts.append(_chart(f"{_title(objective)} of each trial", svg))
+        charts.append(_chart(f"{tables.title(objective)} of each trial", svg))
     return _noted(f"Values of the chosen checkpoints, also of trials that were stopped early. {AT_THE_EDGE}", charts)
 
 
@@ -246,7 +102,7 @@ def _learning_curves(config: SearchConfig, trials: Sequence[Trial], best: Sequen
     charts = []
     for objective in config.objectives:
         groups = [
-            Points(STATES[state], *_curves(among[state], objective), colour, marker, width=0.8)
+            Points(tables.STATES[state], *_curves(among[state], objective), colour, marker, width=0.8)
             for state, colour in COLOURS.items()
         ]
         groups.append(Points(PAPERS, *_curves(trials[:1], objective), PAPER, marker, width=1.6))
@@ -256,7 +112,7 @@ def _learning_curves(config: SearchConfig, trials: Sequence[Trial], best: Sequen
         groups.append(Points("", *ends, COLOURS["stopped"], "x"))
         # what comes before trials may be stopped is steep, and would leave little room for the rest
         at_first = [objective.value(trial.scores[first_rung]) for trial in trials if first_rung in trial.scores]
-        at_end = [objective.value(_chosen_scores(trial)) for trial in among["finished"]]
+        at_end = [objective.value(tables.chosen_scores(trial)) for trial in among["finished"]]
         svg = scatter(
             groups,
             x_label="step",
@@ -264,19 +120,19 @@ def _learning_curves(config: SearchConfig, trials: Sequence[Trial], best: Sequen
             y_limits=_limits([*_inner(at_first), *_inner(at_end)]) if at_first else None,
             marks={"poor trials stop": config.rungs},
         )
-        charts.append(_chart(f"{_title(objective)} over steps", svg))
+        charts.append(_chart(f"{tables.title(objective)} over steps", svg))
     return _noted("Values of each checkpoint. Crosses: where trials were stopped early.", charts)
 
 
 def _importances(config: SearchConfig, study: Study) -> str:
     """How much each parameter matters, for the objectives for which that can be said."""
-    titles = map(_title, config.objectives)
+    titles = map(tables.title, config.objectives)
     found = {title: parts for title, parts in zip(titles, study.importances(), strict=True) if parts}
     if not found:
         return ""
     names = sorted(space.distributions(config), key=lambda name: -sum(parts[name] for parts in found.values()))
     svg = bars(
-        [_label(name) for name in names],
+        [tables.label(name) for name in names],
         {title: [parts[name] for name in names] for title, parts in found.items()},
         x_label="importance, in parts of 1",
     )
@@ -290,7 +146,7 @@ def _importances(config: SearchConfig, study: Study) -> str:
 
 def _slices(config: SearchConfig, trials: Sequence[Trial], best: Sequence[Trial]) -> str:
     """Each objective over each searched setting."""
-    placed = {trial.number: _placed(config, trial) for trial in trials}
+    placed = {trial.number: tables.placed(config, trial.parameters) for trial in trials}
     valued = [trial for trial in trials if trial.values and placed[trial.number]]
     content = ""
     for index, objective in enumerate(config.objectives):
@@ -302,15 +158,15 @@ def _slices(config: SearchConfig, trials: Sequence[Trial], best: Sequence[Trial]
             }
             svg = scatter(
                 _groups(trials, best, places),
-                x_label=_label(name),
+                x_label=tables.label(name),
                 y_label=_axis(objective),
                 log_x=limits.log and not is_share,
                 x_limits=(0.0, 1.0) if is_share else (limits.low, limits.high),
                 y_limits=_focus(trials, best, places, 1),
             )
-            charts.append(_chart(f"{_title(objective)} by {_label(name)}", svg))
+            charts.append(_chart(f"{tables.title(objective)} by {tables.label(name)}", svg))
         if any(charts):
-            title = f"<h3>{escape(_title(objective))}</h3>" if len(config.objectives) > 1 else ""
+            title = f"<h3>{escape(tables.title(objective))}</h3>" if len(config.objectives) > 1 else ""
             content += title + page.charts(charts)
     return page.paragraph(f"Each point is a trial. {AT_THE_EDGE}", "note") + content if content else ""
 
@@ -320,7 +176,7 @@ def _trade_offs(config: SearchConfig, trials: Sequence[Trial], best: Sequence[Tr
     finished = [trial for trial in trials if trial.state == "finished"]
     objectives = config.objectives
     if len(objectives) == 1:
-        names = {name for trial in finished for name in _chosen_scores(trial)}
+        names = {name for trial in finished for name in tables.chosen_scores(trial)}
         other = "lpips" if "lpips" in names else "ssim"
         objectives = (Objective.parse("psnr"), Objective.parse(other))
     charts = []
@@ -329,7 +185,7 @@ def _trade_offs(config: SearchConfig, trials: Sequence[Trial], best: Sequence[Tr
         places = {
             trial.number: (one.value(scores), two.value(scores))
             for trial in finished
-            if needed <= (scores := _chosen_scores(trial)).keys()
+            if needed <= (scores := tables.chosen_scores(trial)).keys()
         }
         # with a third objective, trials of the front may be dominated in these two
         front = sorted(places[trial.number] for trial in best) if len(config.objectives) == 2 else []
@@ -341,53 +197,21 @@ def _trade_offs(config: SearchConfig, trials: Sequence[Trial], best: Sequence[Tr
             x_limits=_focus(finished, best, places, 0),
             y_limits=_focus(finished, best, places, 1),
         )
-        charts.append(_chart(f"{_title(one)} and {_title(two)} of finished trials", svg))
+        charts.append(_chart(f"{tables.title(one)} and {tables.title(two)} of finished trials", svg))
     return _noted(AT_THE_EDGE, charts)
 
 
 def _failed_trials(config: SearchConfig, trials: Sequence[Trial]) -> str:
-    failed = [trial for trial in trials if trial.state == "failed"]
-    titles = _titles(config, joined=True)
-    rows = []
-    for trial in failed:
-        texts = zip(titles, _setting_texts(config, trial, joined=True), strict=True)
-        rows.append(
-            [
-                str(trial.number),
-                "\n".join(f"{title} {text}" for title, text in texts if text),
-                trial.failure or "no reason is known",
-            ]
-        )
+    rows = tables.failed_rows(config, trials)
     return page.rows_table(["trial", "settings", "reason"], rows, "texts") if rows else ""
 
 
 def _all_trials(config: SearchConfig, trials: Sequence[Trial]) -> str:
     if not trials:
         return ""
-    metrics = _metrics(config, trials)
-    width = len(str(trials[-1].number))  # the first column is sorted as text
-    rows = [
-        [
-            f"{trial.number:{width}}{' (paper)' * (trial.number == 0)}",
-            STATES[trial.state],
-            *_scores(config, trial, metrics),
-            *("" if trial.chosen is None else str(trial.chosen), str(max(trial.scores, default=0))),
-            *_setting_texts(config, trial, joined=False),
-            "" if trial.seconds is None else f"{trial.seconds / 60:.1f}",
-        ]
-        for trial in trials
-    ]
-    titles = [
-        "trial",
-        "state",
-        *_score_titles(config, metrics),
-        "step",
-        "last step",
-        *_titles(config, joined=False),
-        "minutes",
-    ]
-    table = page.rows_table(titles, rows, "sortable")
-    return page.paragraph(_heading(config, metrics) + "; a click on a column's head sorts by it", "note") + table
+    table = tables.all_trials_table(config, trials)
+    note = page.paragraph(f"{table.heading}; a click on a column's head sorts by it", "note")
+    return note + page.rows_table(table.columns, table.rows, "sortable")
 
 
 def _settings(config: SearchConfig) -> dict[str, str]:
@@ -400,10 +224,14 @@ def _settings(config: SearchConfig) -> dict[str, str]:
     return {name: summary.text(value) for name, value in values.items()} | {"rungs": summary.text(config.rungs)}
 
 
+def _axis(objective: Objective) -> str:
+    return f"{tables.title(objective)}{' (lower is better)' * (objective.direction == 'minimize')}"
+
+
 def _groups(trials: Sequence[Trial], best: Sequence[Trial], places: Places) -> list[Points]:
     """Those trials that have a place: by their state, and again the best and the paper's, which stand out."""
-    members = {STATES[state]: [trial for trial in trials if trial.state == state] for state in COLOURS}
-    looks = {STATES[state]: (colour, "o", state != "finished") for state, colour in COLOURS.items()}
+    members = {tables.STATES[state]: [trial for trial in trials if trial.state == state] for state in COLOURS}
+    looks = {tables.STATES[state]: (colour, "o", state != "finished") for state, colour in COLOURS.items()}
     members |= {_name_of(best): list(best), PAPERS: [trial for trial in trials if trial.number == 0]}
     looks |= {_name_of(best): (BEST, "D", True), PAPERS: (PAPER, "*", False)}
     groups = []

@@ -63,17 +63,5 @@ def applied(config: Config, parameters: Parameters, name: str, seed: int) -> Con
     return Config.model_validate(settings)
 
 
-def described(search: SearchConfig, parameters: Parameters) -> str:
-    """The settings that a trial's parameters stand for, in one line."""
-    config = applied(search, parameters, search.run.name, search.run.seed)
-    texts = []
-    for name, (part, field) in VARIED.items():
-        if getattr(search.search, name) is not None:
-            value = getattr(getattr(config, part), field)
-            shown = " ".join(f"{each:.2f}" for each in value) if isinstance(value, tuple) else f"{value:g}"
-            texts.append(f"{field} {shown}")
-    return ", ".join(texts)
-
-
 def _rounded(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")

@@ -3,6 +3,9 @@
 A search that is started again opens the study and goes on: trials that ended stay, those that were running go on.
 """
 
+import os
+import socket
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +30,9 @@ STATES: Mapping[TrialState, State] = {
     TrialState.FAIL: "failed",
 }
 FEWEST = 8  # finished trials from which importances are computed
-IDENTITY, SECONDS, SCORES, FAILURE = "identity", "seconds", "scores", "failure"  # attributes in the storage
+BEAT_S = 10.0
+# attributes in the storage
+IDENTITY, SECONDS, DRIVER, SCORES, FAILURE = "identity", "seconds", "driver", "scores", "failure"
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class Study:
         self._claim(_identity(config, data))
         # a sampler that started from the same seed again would repeat what it has drawn
         self._study.sampler = _sampler(config, len(self._study.trials))
-        self._waiting = [trial.number for trial in self._study.get_trials(states=[TrialState.RUNNING])]
+        self._waiting = self._left_running()
 
     def next(self) -> tuple[int, dict[str, float]] | None:
         """Number and parameters of the trial to run next: those that a killed search left running come first.
@@ -130,9 +135,34 @@ class Study:
         self._handle(number).set_user_attr(FAILURE, reason)
         self._study.tell(number, state=TrialState.FAIL)
 
-    def add_seconds(self, seconds: float) -> None:
-        """Count time that trials were run."""
+    def take(self) -> None:
+        """Make this process the one that runs the trials.
+
+        Raises:
+            ValueError: another one does; trials run twice would spoil each other.
+        """
+        other = self._study.user_attrs.get(DRIVER)
+        if other and not _is_gone(other):
+            name = f"process {other['pid']} on {other['host']}"
+            print(f"{name} ran this search last and has not ended it; waiting to see whether it still does", flush=True)
+            deadline = time.monotonic() + 3 * BEAT_S
+            while time.monotonic() < deadline and self._study.user_attrs.get(DRIVER) == other:
+                time.sleep(1)
+            now = self._study.user_attrs.get(DRIVER)
+            if now not in (None, other):
+                raise ValueError(f"{self._config.run.name}: {name} runs this search; stop it first")
+            self._waiting = self._left_running()
+        self.beat(0.0)
+
+    def beat(self, seconds: float) -> None:
+        """Show, at least every ``BEAT_S``, that trials are still run, and count the ``seconds`` since the last time."""
         self._study.set_user_attr(SECONDS, self.seconds + seconds)
+        driver = {"host": socket.gethostname(), "pid": os.getpid(), "at": time.time()}
+        self._study.set_user_attr(DRIVER, driver)
+
+    def release(self) -> None:
+        """Let another process run the trials."""
+        self._study.set_user_attr(DRIVER, None)
 
     def is_complete(self) -> bool:
         """Whether there are as many trials as were asked for, and all have ended."""
@@ -197,6 +227,9 @@ class Study:
                 self._study, evaluator=PedAnovaImportanceEvaluator(), target=lambda trial: sign * trial.values[index]
             )
 
+    def _left_running(self) -> list[int]:
+        return [trial.number for trial in self._study.get_trials(deepcopy=False, states=[TrialState.RUNNING])]
+
     def _claim(self, identity: dict[str, Any]) -> None:
         """Take the study for these settings, or refuse when it is of others."""
         before = self._study.user_attrs.get(IDENTITY)
@@ -253,6 +286,19 @@ def _opened(config: SearchConfig) -> optuna.Study:
         )
     except Exception as error:
         raise ValueError(f"search.storage: {config.study_url} can't be opened: {error}") from error
+
+
+def _is_gone(driver: Mapping[str, Any]) -> bool:
+    """Whether a process is known to have ended, which can be said of this machine's alone."""
+    if driver["host"] != socket.gethostname():
+        return False
+    try:
+        os.kill(driver["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # another user's
+        return False
+    return False
 
 
 def _sampler(config: SearchConfig, begun: int) -> BaseSampler:

@@ -25,14 +25,13 @@ from pipeline.config import Config
 from pipeline.data.manifest import Manifest
 from pipeline.evaluation import scores
 from pipeline.evaluation.scores import scores_file
-from tune import space
+from tune import space, tables
 from tune.settings import SearchConfig
-from tune.study import Study, Trial
+from tune.study import BEAT_S, Study
 
 POLL_S = 2.0
-COUNT_S = 10.0  # between two times that the time spent is kept
 END_S = 60.0  # in which a training that is stopped gives its workers back by itself
-LOST = "lost again and again, with its node or for want of memory"
+LOST = "its watcher failed again and again: lost with its node, for want of memory, or unable to read the run's scores"
 WATCHER_BYTES = 512 * 2**20
 TUNE_FILES = "ray-tune"  # folder in the search's that Ray Tune wants; the study holds all there is to know
 
@@ -40,15 +39,6 @@ TUNE_FILES = "ray-tune"  # folder in the search's that Ray Tune wants; the study
 def run_name(number: int) -> str:
     """The name of a trial's run."""
     return f"trial-{number:04d}"
-
-
-def outcome(search: SearchConfig, trial: Trial) -> str:
-    """How a trial stands, in one line."""
-    values = zip(search.objectives, trial.values or (), strict=False)
-    reached = ", ".join(f"{objective.text} {objective.shown(value)}" for objective, value in values)
-    ends = {"finished": "finished", "stopped": "stopped early", "failed": "failed", "running": "goes on another time"}
-    at = f" at step {max(trial.scores)}" if trial.state in ("stopped", "running") and trial.scores else ""
-    return f"{ends[trial.state]}{at}: {trial.failure or reached or 'no scores yet'}"
 
 
 class TrialRun(tune.Trainable):  # type: ignore[misc]
@@ -160,7 +150,7 @@ class Suggestions(_OfThisDriver, Searcher):  # type: ignore[misc]
             return Searcher.FINISHED  # type: ignore[no-any-return]
         number, parameters = drawn
         self._numbers[trial_id] = number
-        self._show(f"trial {number}: {space.described(self._search, parameters)}")
+        self._show(f"trial {number}: {tables.settings_line(self._search, parameters)}")
         return {"number": number, "parameters": parameters}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -174,7 +164,7 @@ class Suggestions(_OfThisDriver, Searcher):  # type: ignore[misc]
             self._study.fail(number, result["failure"])
         elif result and result.get("ended"):
             self._study.finish(number)
-        self._show(f"trial {number}: {outcome(self._search, self._study.trial(number))}")
+        self._show(f"trial {number}: {tables.outcome(self._search, self._study.trial(number))}")
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the storage has it all."""
@@ -206,26 +196,25 @@ class EarlyStopping(_OfThisDriver, tune.Stopper):  # type: ignore[misc]
         return False
 
 
-class Clock(_OfThisDriver, tune.Callback):  # type: ignore[misc]
-    """Keeps in the study how long trials have been run, so that a search that is started again knows what is left."""
+class Heartbeat(_OfThisDriver, tune.Callback):  # type: ignore[misc]
+    """Shows in the study that its trials are still run, and for how long they have been."""
 
     def __init__(self, study: Study) -> None:
         self._study = study
         self._since = time.monotonic()
 
     def on_step_end(self, iteration: int, trials: Sequence[Any], **info: Any) -> None:
-        """Count, now and then."""
-        if time.monotonic() - self._since > COUNT_S:
-            self.count()
+        """Beat, now and then."""
+        if time.monotonic() - self._since > BEAT_S:
+            self._beat()
 
     def on_experiment_end(self, trials: Sequence[Any], **info: Any) -> None:
-        """Count the rest."""
-        self.count()
+        """Count the rest of the time."""
+        self._beat()
 
-    def count(self) -> None:
-        """Keep the time since the last call."""
+    def _beat(self) -> None:
         before, self._since = self._since, time.monotonic()
-        self._study.add_seconds(self._since - before)
+        self._study.beat(self._since - before)
 
 
 def side_by_side(search: SearchConfig) -> SearchConfig:
@@ -255,7 +244,11 @@ def run(search: SearchConfig, study: Study, train: Callable[[Config], None], con
         study: its trials so far.
         train: trains and scores a run in a Ray task, given its settings.
         concurrent: trials at the same time.
+
+    Raises:
+        ValueError: another process runs them.
     """
+    study.take()
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Ray Tune's own tables, whose trials have other names
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # and its files, since the study has all
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
@@ -282,11 +275,12 @@ def run(search: SearchConfig, study: Study, train: Callable[[Config], None], con
                 storage_path=path,
                 storage_filesystem=filesystem,
                 stop=EarlyStopping(study, show),
-                callbacks=[Clock(study)],
+                callbacks=[Heartbeat(study)],
                 failure_config=tune.FailureConfig(max_failures=search.run.max_failures),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the runs have their own
                 verbose=0,
             ),
         )
         tuner.fit()
+    study.release()
     storage.delete(storage.join(search.run.url, TUNE_FILES))

@@ -280,11 +280,15 @@ for (const button of document.querySelectorAll("th button")) {
   button.addEventListener("click", () => {
     const head = button.closest("th"), body = head.closest("table").tBodies[0];
     const order = head.getAttribute("aria-sort") === "ascending" ? "descending" : "ascending";
-    const value = row => {
-      const text = row.cells[head.cellIndex].textContent;
-      return text === "inf" ? Infinity : text === "nan" ? -Infinity : head.cellIndex ? Number(text) : text;
+    const cell = row => row.cells[head.cellIndex].textContent;
+    const number = text =>
+      text === "inf" ? Infinity : text === "nan" ? -Infinity : text.trim() === "" ? NaN : Number(text);
+    const compare = (one, two) => {
+      const [x, y] = [number(one), number(two)];
+      if (isNaN(x) || isNaN(y)) return one.localeCompare(two, undefined, {numeric: true});
+      return x < y ? -1 : x > y ? 1 : 0;
     };
-    const rows = [...body.rows].sort((one, two) => value(one) < value(two) ? -1 : value(one) > value(two) ? 1 : 0);
+    const rows = [...body.rows].sort((one, two) => compare(cell(one), cell(two)));
     body.append(...(order === "ascending" ? rows : rows.reverse()));
     for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", order);

@@ -1,16 +1,21 @@
 """A search's trials in their storage: handed out, scored, compared, and all there after a kill."""
 
 import math
+import os
 import random
+import socket
+import subprocess
+import threading
 
 import optuna
 import pytest
-import sqlalchemy
 
 from tune import space
+from tune import study as study_module
 from tune.settings import VARIED, SearchConfig
 from tune.study import FEWEST, Study
 
+pytestmark = pytest.mark.usefixtures("without_waiting_for_the_disk")
 RUNGS = (100, 300)  # of 900 steps, a checkpoint each 100, reduction 3
 RANGES = dict.fromkeys(VARIED) | {"gamma": (0.25, 4.0), "ema_rate": (0.9, 0.9999)}
 
@@ -48,23 +53,13 @@ class Searches:
         return optuna.load_study(study_name="s", storage=f"sqlite:///{self.folder}/s/study.db")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _without_waiting_for_the_disk():
-    def hurry(connection, _):
-        connection.execute("PRAGMA synchronous = OFF")
-
-    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", hurry)
-    yield
-    sqlalchemy.event.remove(sqlalchemy.Engine, "connect", hurry)
-
-
 @pytest.fixture
 def searches(tmp_path):
     return Searches(tmp_path)
 
 
 @pytest.fixture(scope="module")
-def begun(tmp_path_factory, _without_waiting_for_the_disk):
+def begun(tmp_path_factory, without_waiting_for_the_disk):
     """A search with one finished trial, for tests that add none."""
     searches = Searches(tmp_path_factory.mktemp("begun"))
     finished(searches.open(), scores())
@@ -216,14 +211,6 @@ def test_a_sampler_does_not_repeat_its_draws_after_a_kill(searches, sampler):
         begun = len(study.trials())
         drawn += [study.next()[1]["gamma"] for _ in range(begun + 3)][begun:]
     assert len(drawn) == len(set(drawn)) == 9
-
-
-def test_time_adds_up_over_starts(searches):
-    study = searches.open()
-    assert study.seconds == 0
-    study.add_seconds(1.5)
-    study.add_seconds(2)
-    assert searches.open().seconds == 3.5
 
 
 # whose study it is
@@ -561,3 +548,50 @@ def test_trials_that_are_all_alike_say_nothing_of_importances(searches):
     study = searches.open()
     finished(study, *[scores(20)] * FEWEST)
     assert study.importances() == [{}]
+
+
+@pytest.fixture
+def quick_beats(monkeypatch):
+    monkeypatch.setattr(study_module, "BEAT_S", 0.5)
+
+
+def driver_of(searches, **changes):
+    """Stands for another process that ran the search last."""
+    driver = {"host": socket.gethostname(), "pid": os.getppid(), "at": 1.0} | changes
+    searches.raw.set_user_attr(study_module.DRIVER, driver)
+
+
+def test_a_search_that_another_process_runs_is_refused(searches, quick_beats, capsys):
+    study = searches.open()
+    driver_of(searches)
+    beating = threading.Timer(0.5, driver_of, (searches,), {"at": 2.0})
+    beating.start()
+    with pytest.raises(ValueError, match=rf"process {os.getppid()} on .* runs this search; stop it first"):
+        study.take()
+    beating.join()
+    assert "waiting to see whether it still does" in capsys.readouterr().out
+
+
+def test_a_search_whose_process_ended_or_is_silent_is_taken(searches, quick_beats, capsys):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    study = searches.open()
+    driver_of(searches, pid=ended.pid)
+    study.take()
+    assert capsys.readouterr().out == ""
+    driver_of(searches, host="elsewhere")
+    study.take()
+    assert "on elsewhere" in capsys.readouterr().out
+    study.release()
+    study.take()
+    assert capsys.readouterr().out == ""
+
+
+def test_the_time_that_trials_were_run_is_kept(searches):
+    study = searches.open(search__hours=1.0)
+    study.take()
+    study.beat(600)
+    study.beat(1200)
+    assert searches.open(search__hours=1.0).seconds_left() == 1800
+    assert searches.open(search__hours=0.25).seconds_left() == 0
+    assert searches.open().seconds_left() is None

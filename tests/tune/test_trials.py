@@ -2,6 +2,7 @@
 
 import math
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -115,6 +116,40 @@ def test_a_search_that_is_complete_or_wants_more_trials_runs_only_the_missing_on
     before = Study(config_of(folder, trials=8), ["checksum"]).trials()
     study = searched(folder, trials=9)
     assert study.trials()[:8] == before and len(study.trials()) == 9
+
+
+def searched_in_turn(folder: Path, **search: Any) -> Study:
+    """The same search without Ray, one trial after the other."""
+    config = config_of(folder, **search)
+    study = Study(config, ["checksum"])
+    while drawn := study.next():
+        number, parameters = drawn
+        psnr = psnr_of(space.applied(config, parameters, trials.run_name(number), 0))
+        for step in range(EVERY, STEPS + 1, EVERY):
+            study.record(number, step, {"psnr": psnr - 5 * (1 - step / STEPS)})
+            if study.is_poor(number):
+                study.stop(number)
+                break
+        else:
+            study.finish(number)
+    return study
+
+
+def medians(folder: Path, search: Callable[..., Study], **settings: Any) -> float:
+    """Median over five seeds of the best value that forty trials find."""
+    found = [search(folder / f"seed{seed}", seed=seed, trials=40, **settings).best()[0].values for seed in range(5)]
+    return statistics.median(values[0] for values in found)
+
+
+def test_a_known_optimum_is_found_and_better_than_at_random(tmp_path):
+    found, at_random = (medians(tmp_path / name, searched_in_turn, sampler=name) for name in ("tpe", "random"))
+    assert found > 0.95 * BEST_DB > at_random
+
+
+@pytest.mark.slow
+def test_a_known_optimum_is_found_through_ray_tune(driver, tmp_path):
+    found = medians(tmp_path / "tpe", searched, concurrent=4)
+    assert found > 0.95 * BEST_DB and found > medians(tmp_path / "random", searched_in_turn, sampler="random")
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ import shutil
 import subprocess
 import sys
 from contextlib import asynccontextmanager, suppress
-from html.parser import HTMLParser
 
 import aiohttp
 import numpy as np
 import pandas as pd
 import pytest
+from pages import check_nesting, figures, rows_by_name, sections
 from PIL import Image
 
 from pipeline import checkpoint
@@ -29,7 +29,7 @@ from pipeline.reporting.report import render_report, write_report
 KEYS = ("22", "23", "55")
 WEIGHTS = "443c5bc3" + 56 * "0"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-VOID = {"meta", "img", "input"}
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome is installed")
 
 
 def make_run(folder, name="first", steps=300, seed=0, mirror=0.8, manifest="5e5e", **config):
@@ -99,56 +99,24 @@ def rendered(*runs):
     return render_report([Run.load(str(run)) for run in runs])
 
 
-def section(html, name):
-    return re.search(rf"<section [^>]*><h2>{name}</h2>(.*?)</section>", html, re.DOTALL)[1]
-
-
-def table_rows(html):
-    rows = re.findall(r"<tr><th scope=row>(.*?)</th>(.*?)</tr>", html, re.DOTALL)
-    return {name: re.findall("<td>(.*?)</td>", cells, re.DOTALL) for name, cells in rows}
-
-
-def figures(html):
-    """Each figure's SVG, by caption."""
-    found = re.findall(r'<img alt="([^"]*)" src="data:image/svg\+xml;base64,([^"]*)"', html)
-    return {caption: base64.b64decode(data).decode() for caption, data in found}
-
-
-class Nesting(HTMLParser):
-    """Notes what is open, and refuses what is closed in another order."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.open = []
-        self.feed(html)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
 def test_the_page_of_a_run_holds_every_part_and_loads_nothing(tmp_path):
     html = rendered(whole_run(tmp_path))
-    Nesting(html)
+    check_nesting(html)
     assert all(found.startswith(("data:image/", "#")) for found in re.findall(r'(?:src|href)="?([^">]{0,20})', html))
     assert not re.search(r"<link|@import|url\(|javascript:| on[a-z]+=", html)
-    assert [*figures(section(html, "Scores over steps"))] == [
+    assert [*figures(sections(html)["Scores over steps"])] == [
         "PSNR dB (rgb_u8), dev",
         "SSIM (rgb_u8), dev",
         "LPIPS (alex), dev",
     ]
-    assert [*figures(section(html, "Training"))] == [
+    assert [*figures(sections(html)["Training"])] == [
         *("Loss and its terms", "Learning rate", "Gradient norm", "EMA rate of the teacher", "Images per second")
     ]
     psnr = figures(html)["PSNR dB (rgb_u8), dev"]
     assert all(f">{label}<" in psnr for label in ("student", "averaged", "input", "gamma", "chosen: step 200"))
-    assert "finished: 300 steps" in html and "abc123" in html and WEIGHTS in section(html, "Provenance")
-    assert table_rows(section(html, "Settings"))["train.steps"] == ["300", "none"]
-    assert "mirror_weight: 0.8" in section(html, "Settings")
+    assert "finished: 300 steps" in html and "abc123" in html and WEIGHTS in sections(html)["Provenance"]
+    assert rows_by_name(sections(html)["Settings"])["train.steps"] == ["300", "none"]
+    assert "mirror_weight: 0.8" in sections(html)["Settings"]
 
 
 def test_the_policy_admits_the_one_script_alone(tmp_path):
@@ -161,17 +129,17 @@ def test_the_policy_admits_the_one_script_alone(tmp_path):
 
 
 def test_the_chosen_checkpoint_stands_beside_the_mean_of_the_last(tmp_path):
-    html = section(rendered(whole_run(tmp_path)), "Scores")
+    html = sections(rendered(whole_run(tmp_path)))["Scores"]
     assert "checkpoint-00000200, the best of 3 by the PSNR of its student weights" in html
     dev, test = html.split("On the test split")
-    assert table_rows(dev)["student"] == ["22.00", "0.5500", "0.1000"]
-    assert table_rows(dev)["  mean of last 3"][0] == "21.33"  # of the averaged weights, whose row is the last
-    assert table_rows(test)["student"][0] == "21.00" and "mean of last" not in test
+    assert rows_by_name(dev)["student"] == ["22.00", "0.5500", "0.1000"]
+    assert rows_by_name(dev)["  mean of last 3"][0] == "21.33"  # of the averaged weights, whose row is the last
+    assert rows_by_name(test)["student"][0] == "21.00" and "mean of last" not in test
 
 
 def test_images_are_shown_worst_first_and_embedded_once(tmp_path):
     html = rendered(whole_run(tmp_path))
-    images = section(html, "Images")
+    images = sections(html)["Images"]
     assert re.findall("<h3>(.*?)</h3>", images) == [
         *("55: rank 3 of 3 on dev", "23: rank 2 of 3 on dev", "22: rank 1 of 3 on dev", "22: rank 1 of 3 on test")
     ]
@@ -179,7 +147,7 @@ def test_images_are_shown_worst_first_and_embedded_once(tmp_path):
     assert "<b>low</b> PSNR\N{NO-BREAK SPACE}dB\N{NO-BREAK SPACE}5.00," in images
     pictures = re.findall(r'src="(data:image/webp[^"]*)"', html)
     assert len(pictures) == len(set(pictures))
-    over_training = section(html, "Images over training")
+    over_training = sections(html)["Images over training"]
     assert re.findall("<b>(.*?)</b>", over_training) == ["step 100", "step 200 (chosen)", "step 300", "clean"] * 3
     known = set(re.findall(r'id="(picture-\d+)"', html))
     assert known >= set(re.findall(r'data-same="([^"]*)"', html)) != set()
@@ -190,7 +158,7 @@ def test_images_over_training_are_those_of_every_checkpoint_at_a_few_of_them(tmp
     for step in range(10, 101, 10):
         add_scores(run, step)
         add_pictures(run, step, keys=KEYS[:2] if step == 50 else KEYS[1:])
-    html = section(rendered(run), "Images over training")
+    html = sections(rendered(run))["Images over training"]
     assert re.findall("<h3>(.*?)</h3>", html) == ["23"]
     assert re.findall("<b>step (\\d+)", html) == ["10", "30", "50", "80", "100"]
 
@@ -199,7 +167,7 @@ def test_images_over_training_are_those_of_every_checkpoint_at_a_few_of_them(tmp
 def test_runs_without_scores_metrics_and_pictures_have_a_page(tmp_path, several):
     runs = [make_run(tmp_path, "one"), make_run(tmp_path, "two", seed=1)][: 1 + several]
     html = rendered(*runs)
-    Nesting(html)
+    check_nesting(html)
     assert "<img" not in html and "step 0 of 300" in html
     assert ("not scored on it yet: one, two" if several else "No checkpoint of this run has been scored yet") in html
 
@@ -220,10 +188,10 @@ def test_numbers_that_are_not_finite_are_shown_and_break_nothing(tmp_path):
     add_scores(run, 200, special={("student", "55"): math.nan})
     add_pictures(run, 100)
     html = rendered(run)
-    Nesting(html)
-    assert table_rows(section(html, "Scores"))["student"][:2] == ["inf", "inf"]
-    assert table_rows(section(html, "Scores of each image"))["23"][0] == "inf"
-    assert re.findall("<h3>(.*?):", section(html, "Images")) == ["55", "22", "23"]
+    check_nesting(html)
+    assert rows_by_name(sections(html)["Scores"])["student"][:2] == ["inf", "inf"]
+    assert rows_by_name(sections(html)["Scores of each image"])["23"][0] == "inf"
+    assert re.findall("<h3>(.*?):", sections(html)["Images"]) == ["55", "22", "23"]
     assert all(not re.search(r"\b(nan|inf)\b", svg) for svg in figures(html).values())
 
 
@@ -231,8 +199,8 @@ def test_lpips_without_weights_is_left_out_with_the_reason(tmp_path):
     run = make_run(tmp_path)
     add_scores(run, 100, lpips=False)
     html = rendered(run)
-    assert "LPIPS left out: no &lt;alex&gt; here" in section(html, "Scores")
-    assert len(table_rows(section(html, "Scores"))["student"]) == 2
+    assert "LPIPS left out: no &lt;alex&gt; here" in sections(html)["Scores"]
+    assert len(rows_by_name(sections(html)["Scores"])["student"]) == 2
     assert "LPIPS (alex), dev" not in figures(html)
 
 
@@ -243,7 +211,7 @@ def test_texts_from_files_are_escaped(tmp_path):
     add_metrics(run, [{"step": step, "loss": 1.0, '<q>"$x_$': 2.0} for step in (1, 2)])
     add_scores(run, 100)
     html = rendered(run)
-    Nesting(html)
+    check_nesting(html)
     assert html.count("<script>") == 1
     assert not any(tag in html for tag in ("/<b>", "<u>", "<s>", "<q>"))
     assert "&lt;q&gt;" in figures(html)["Loss and its terms"]
@@ -272,21 +240,21 @@ def test_arms_are_compared_over_seeds_by_chosen_and_by_last_checkpoints(tmp_path
         "chosen checkpoints, student weights, split: dev"
     )
     html = rendered(*runs)
-    Nesting(html)
-    chosen, last = section(html, "Scores").split("Mean of the last 3 checkpoints on the dev split")
-    assert table_rows(chosen)["reference"][:3] == ["2", "22.05 ± 0.07", ""]
-    assert table_rows(last)["reference"][:2] == ["2", "21.05 ± 0.07"]
-    assert table_rows(chosen)["mirror_weight 0.0"][:2] == ["2", "21.05 ± 0.07"]
-    assert table_rows(chosen)["mirror_weight 0.0"][2].startswith("-1.00")
-    assert table_rows(section(html, "What differs")) == {"reference": ["0.8"], "mirror_weight 0.0": ["0.0"]}
+    check_nesting(html)
+    chosen, last = sections(html)["Scores"].split("Mean of the last 3 checkpoints on the dev split")
+    assert rows_by_name(chosen)["reference"][:3] == ["2", "22.05 ± 0.07", ""]
+    assert rows_by_name(last)["reference"][:2] == ["2", "21.05 ± 0.07"]
+    assert rows_by_name(chosen)["mirror_weight 0.0"][:2] == ["2", "21.05 ± 0.07"]
+    assert rows_by_name(chosen)["mirror_weight 0.0"][2].startswith("-1.00")
+    assert rows_by_name(sections(html)["What differs"]) == {"reference": ["0.8"], "mirror_weight 0.0": ["0.0"]}
     assert [*figures(html)][:4] == [
         *("PSNR dB (rgb_u8), dev, student weights", "SSIM (rgb_u8), dev, student weights"),
         *("LPIPS (alex), dev, student weights", "Loss"),
     ]
-    assert table_rows(section(html, "Runs"))["without-1"] == [
+    assert rows_by_name(sections(html)["Runs"])["without-1"] == [
         *("mirror_weight 0.0", "1", "finished: 300 steps", "checkpoint-00000200", "21.10", "0.5275", "0.1000")
     ]
-    assert re.findall("<b>(.*?)</b>", section(html, "An image by each arm"))[:2] == ["reference", "mirror_weight 0.0"]
+    assert re.findall("<b>(.*?)</b>", sections(html)["An image by each arm"])[:2] == ["reference", "mirror_weight 0.0"]
     assert "55: of the images pictured by each arm the worst of with-0, rank 3 of 3" in html
 
 
@@ -297,8 +265,8 @@ def test_scores_on_other_data_or_without_lpips_do_not_enter_the_mean_of_the_last
         add_scores(run, 100, lpips=False, shift=-9.0)
         add_scores(run, 200)
         add_scores(run, 300)
-    last = section(rendered(*runs), "Scores").split("Mean of the last 2 checkpoints on the dev split")[1]
-    assert table_rows(last)["reference"][1] == "19.00 ± 0.00"
+    last = sections(rendered(*runs))["Scores"].split("Mean of the last 2 checkpoints on the dev split")[1]
+    assert rows_by_name(last)["reference"][1] == "19.00 ± 0.00"
 
 
 def test_runs_scored_on_different_data_are_not_compared(tmp_path):
@@ -337,7 +305,7 @@ def test_the_command_writes_beside_the_run_or_where_it_is_told(tmp_path):
     assert missing.returncode == 2 and missing.stderr.startswith("error: ")
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome is installed")
+@needs_chromium
 def test_in_a_browser_the_page_fits_a_phone_and_the_boundary_moves(tmp_path):
     long = {"name": "long-" * 30, "data": {"url": "/data" * 30}}
     one = Run.load(str(whole_run(tmp_path, **long)))
@@ -354,8 +322,7 @@ async def look_at(pages, profile):
     async with browser(profile) as tell:
         await tell("Emulation.setDeviceMetricsOverride", width=390, height=800, deviceScaleFactor=1, mobile=False)
         for file in reversed(pages):
-            await tell("Page.navigate", url=file.as_uri())
-            await until(tell, f"location.href === '{file.as_uri()}' && document.readyState === 'complete'")
+            await open_page(tell, file)
             assert await value(tell, fits)
             assert await value(tell, "document.images.length > 0")
             assert await value(tell, "[...document.images].every(image => image.complete && image.naturalWidth > 0)")
@@ -389,6 +356,45 @@ async def look_at(pages, profile):
         await until(tell, "document.readyState === 'complete' && !document.documentElement.classList.contains('js')")
         places = f"[...{views}.querySelectorAll('img')].map(image => image.getBoundingClientRect())"
         assert await value(tell, f"new Set({places}.map(place => [place.x, place.y].join())).size") == 4
+
+
+@needs_chromium
+def test_in_a_browser_columns_of_words_and_of_numbers_sort(tmp_path):
+    columns = {
+        "words": ["image 10", "image 9", "Zebra", "apple"],
+        "numbers": ["9", "-10.5", "1e-05", "10"],
+        "special": ["nan", "0.1", "inf", "-7"],
+        "mixed": ["3", "", "12", "late"],
+    }
+    orders = {
+        "words": ["apple", "image 9", "image 10", "Zebra"],
+        "numbers": ["-10.5", "1e-05", "9", "10"],
+        "special": ["nan", "-7", "0.1", "inf"],
+        "mixed": ["", "3", "12", "late"],
+    }
+    file = tmp_path / "page.html"
+    table = page.rows_table([*columns], [*zip(*columns.values(), strict=True)], "sortable")
+    file.write_text(page.render("sorting", "", {"table": table}))
+    found = asyncio.run(asyncio.wait_for(sorted_columns(file, tmp_path / "profile"), 60))
+    assert found == [each for order in orders.values() for each in (order, order[::-1])]
+
+
+async def sorted_columns(file, profile):
+    """Each column's texts after a click on its head, and after another one."""
+    found = []
+    async with browser(profile) as tell:
+        await open_page(tell, file)
+        heads = await value(tell, "document.querySelectorAll('th button').length")
+        for index in sorted([*range(heads)] * 2):
+            await value(tell, f"document.querySelectorAll('th button')[{index}].click()")
+            rows = "[...document.querySelectorAll('tbody tr')]"
+            found.append(await value(tell, f"{rows}.map(row => row.cells[{index}].textContent)"))
+    return found
+
+
+async def open_page(tell, file):
+    await tell("Page.navigate", url=file.as_uri())
+    await until(tell, f"location.href === '{file.as_uri()}' && document.readyState === 'complete'")
 
 
 @asynccontextmanager
