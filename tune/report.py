@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.evaluation.tables import TextTable
 from pipeline.reporting import page, summary
 from pipeline.reporting.figures import MARKED_POINTS, Limits, Points, bars, scatter
-from tune import space, tables
+from tune import space, trial_tables
 from tune.objective import Objective
 from tune.settings import SearchConfig
 from tune.study import State, Study, Trial
@@ -44,7 +44,7 @@ def render(
     """
     trials = study.trials()
     best = study.best()[:1] if len(config.objectives) == 1 else study.front()
-    outcome = [page.paragraph(sentence) for sentence in [*conclusion, *tables.unfinished(config, study)]]
+    outcome = [page.paragraph(sentence) for sentence in [*conclusion, *trial_tables.unfinished(config, study)]]
     sections = {
         "What came out": "".join(outcome) + (page.text_table(comparison) if comparison else ""),
         "Best trials": _best_trials(config, study),
@@ -58,7 +58,7 @@ def render(
         "Best settings": f"<pre>{escape(best_settings)}</pre>" if best_settings else "",
         "Settings of the search": page.details("All settings of the search", page.names_table(_settings(config))),
     }
-    state = f"{tables.counts(trials)}; time: {_duration(study.seconds)}"
+    state = f"{trial_tables.counts(trials)}; time: {_duration(study.seconds)}"
     return page.render(f"Search: {config.run.name}", page.paragraph(state, "state"), sections)
 
 
@@ -68,7 +68,7 @@ def _best_trials(config: SearchConfig, study: Study) -> str:
     if not trials:
         return ""
     note = "The Pareto front: no other finished trial is as good in all objectives and better in one."
-    return page.paragraph(note) * several + page.text_table(tables.trials_table(config, trials))
+    return page.paragraph(note) * several + page.text_table(trial_tables.trials_table(config, trials))
 
 
 def _history(config: SearchConfig, trials: Sequence[Trial], best: Sequence[Trial]) -> str:
@@ -89,7 +89,7 @@ def _history(config: SearchConfig, trials: Sequence[Trial], best: Sequence[Trial
             y_label=_axis(objective),
             y_limits=_focus(trials, best, places, 1),
         )
-        charts.append(_chart(f"{tables.title(objective)} of each trial", svg))
+        charts.append(_chart(f"{trial_tables.title(objective)} of each trial", svg))
     return _noted(f"Values of the chosen checkpoints, also of trials that were stopped early. {AT_THE_EDGE}", charts)
 
 
@@ -102,7 +102,7 @@ def _learning_curves(config: SearchConfig, trials: Sequence[Trial], best: Sequen
     charts = []
     for objective in config.objectives:
         groups = [
-            Points(tables.STATES[state], *_curves(among[state], objective), colour, marker, width=0.8)
+            Points(trial_tables.STATES[state], *_curves(among[state], objective), colour, marker, width=0.8)
             for state, colour in COLOURS.items()
         ]
         groups.append(Points(PAPERS, *_curves(trials[:1], objective), PAPER, marker, width=1.6))
@@ -112,7 +112,7 @@ def _learning_curves(config: SearchConfig, trials: Sequence[Trial], best: Sequen
         groups.append(Points("", *ends, COLOURS["stopped"], "x"))
         # what comes before trials may be stopped is steep, and would leave little room for the rest
         at_first = [objective.value(trial.scores[first_rung]) for trial in trials if first_rung in trial.scores]
-        at_end = [objective.value(tables.chosen_scores(trial)) for trial in among["finished"]]
+        at_end = [objective.value(trial_tables.chosen_scores(trial)) for trial in among["finished"]]
         svg = scatter(
             groups,
             x_label="step",
@@ -120,19 +120,19 @@ def _learning_curves(config: SearchConfig, trials: Sequence[Trial], best: Sequen
             y_limits=_limits([*_inner(at_first), *_inner(at_end)]) if at_first else None,
             marks={"poor trials stop": config.rungs},
         )
-        charts.append(_chart(f"{tables.title(objective)} over steps", svg))
+        charts.append(_chart(f"{trial_tables.title(objective)} over steps", svg))
     return _noted("Values of each checkpoint. Crosses: where trials were stopped early.", charts)
 
 
 def _importances(config: SearchConfig, study: Study) -> str:
     """How much each parameter matters, for the objectives for which that can be said."""
-    titles = map(tables.title, config.objectives)
+    titles = map(trial_tables.title, config.objectives)
     found = {title: parts for title, parts in zip(titles, study.importances(), strict=True) if parts}
     if not found:
         return ""
     names = sorted(space.distributions(config), key=lambda name: -sum(parts[name] for parts in found.values()))
     svg = bars(
-        [tables.label(name) for name in names],
+        [trial_tables.label(name) for name in names],
         {title: [parts[name] for name in names] for title, parts in found.items()},
         x_label="importance, in parts of 1",
     )
@@ -146,7 +146,7 @@ def _importances(config: SearchConfig, study: Study) -> str:
 
 def _slices(config: SearchConfig, trials: Sequence[Trial], best: Sequence[Trial]) -> str:
     """Each objective over each searched setting."""
-    placed = {trial.number: tables.placed(config, trial.parameters) for trial in trials}
+    placed = {trial.number: trial_tables.placed(config, trial.parameters) for trial in trials}
     valued = [trial for trial in trials if trial.values and placed[trial.number]]
     content = ""
     for index, objective in enumerate(config.objectives):
@@ -158,15 +158,15 @@ def _slices(config: SearchConfig, trials: Sequence[Trial], best: Sequence[Trial]
             }
             svg = scatter(
                 _groups(trials, best, places),
-                x_label=tables.label(name),
+                x_label=trial_tables.label(name),
                 y_label=_axis(objective),
                 log_x=limits.log and not is_share,
                 x_limits=(0.0, 1.0) if is_share else (limits.low, limits.high),
                 y_limits=_focus(trials, best, places, 1),
             )
-            charts.append(_chart(f"{tables.title(objective)} by {tables.label(name)}", svg))
+            charts.append(_chart(f"{trial_tables.title(objective)} by {trial_tables.label(name)}", svg))
         if any(charts):
-            title = f"<h3>{escape(tables.title(objective))}</h3>" if len(config.objectives) > 1 else ""
+            title = f"<h3>{escape(trial_tables.title(objective))}</h3>" if len(config.objectives) > 1 else ""
             content += title + page.charts(charts)
     return page.paragraph(f"Each point is a trial. {AT_THE_EDGE}", "note") + content if content else ""
 
@@ -176,7 +176,7 @@ def _trade_offs(config: SearchConfig, trials: Sequence[Trial], best: Sequence[Tr
     finished = [trial for trial in trials if trial.state == "finished"]
     objectives = config.objectives
     if len(objectives) == 1:
-        names = {name for trial in finished for name in tables.chosen_scores(trial)}
+        names = {name for trial in finished for name in trial_tables.chosen_scores(trial)}
         other = "lpips" if "lpips" in names else "ssim"
         objectives = (Objective.parse("psnr"), Objective.parse(other))
     charts = []
@@ -185,7 +185,7 @@ def _trade_offs(config: SearchConfig, trials: Sequence[Trial], best: Sequence[Tr
         places = {
             trial.number: (one.value(scores), two.value(scores))
             for trial in finished
-            if needed <= (scores := tables.chosen_scores(trial)).keys()
+            if needed <= (scores := trial_tables.chosen_scores(trial)).keys()
         }
         # with a third objective, trials of the front may be dominated in these two
         front = sorted(places[trial.number] for trial in best) if len(config.objectives) == 2 else []
@@ -197,19 +197,19 @@ def _trade_offs(config: SearchConfig, trials: Sequence[Trial], best: Sequence[Tr
             x_limits=_focus(finished, best, places, 0),
             y_limits=_focus(finished, best, places, 1),
         )
-        charts.append(_chart(f"{tables.title(one)} and {tables.title(two)} of finished trials", svg))
+        charts.append(_chart(f"{trial_tables.title(one)} and {trial_tables.title(two)} of finished trials", svg))
     return _noted(AT_THE_EDGE, charts)
 
 
 def _failed_trials(config: SearchConfig, trials: Sequence[Trial]) -> str:
-    rows = tables.failed_rows(config, trials)
+    rows = trial_tables.failed_rows(config, trials)
     return page.rows_table(["trial", "settings", "reason"], rows, "texts") if rows else ""
 
 
 def _all_trials(config: SearchConfig, trials: Sequence[Trial]) -> str:
     if not trials:
         return ""
-    table = tables.all_trials_table(config, trials)
+    table = trial_tables.all_trials_table(config, trials)
     note = page.paragraph(f"{table.heading}; a click on a column's head sorts by it", "note")
     return note + page.rows_table(table.columns, table.rows, "sortable")
 
@@ -225,13 +225,13 @@ def _settings(config: SearchConfig) -> dict[str, str]:
 
 
 def _axis(objective: Objective) -> str:
-    return f"{tables.title(objective)}{' (lower is better)' * (objective.direction == 'minimize')}"
+    return f"{trial_tables.title(objective)}{' (lower is better)' * (objective.direction == 'minimize')}"
 
 
 def _groups(trials: Sequence[Trial], best: Sequence[Trial], places: Places) -> list[Points]:
     """Those trials that have a place: by their state, and again the best and the paper's, which stand out."""
-    members = {tables.STATES[state]: [trial for trial in trials if trial.state == state] for state in COLOURS}
-    looks = {tables.STATES[state]: (colour, "o", state != "finished") for state, colour in COLOURS.items()}
+    members = {trial_tables.STATES[state]: [trial for trial in trials if trial.state == state] for state in COLOURS}
+    looks = {trial_tables.STATES[state]: (colour, "o", state != "finished") for state, colour in COLOURS.items()}
     members |= {_name_of(best): list(best), PAPERS: [trial for trial in trials if trial.number == 0]}
     looks |= {_name_of(best): (BEST, "D", True), PAPERS: (PAPER, "*", False)}
     groups = []

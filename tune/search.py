@@ -11,7 +11,7 @@ from pipeline.command_line import argument_parser, user_errors
 from pipeline.config import Config, parse_config
 from pipeline.data.manifest import Manifest
 from pipeline.reporting.report import REPORT
-from tune import conclusion, report, space, tables, trials
+from tune import conclusion, report, space, trial_tables, trials
 from tune.conclusion import Conclusion
 from tune.estimate import estimate
 from tune.settings import SearchConfig
@@ -59,7 +59,7 @@ def search(config: SearchConfig, manifests: Sequence[Manifest], study: Study) ->
         training = runs.Training(launch.provenance_of(manifests), ray.put(lpips))
         trials.run(sized, study, training, concurrent)
     if not study.is_complete() and study.seconds_left() != 0:
-        sys.exit(f"interrupted: {tables.counts(study.trials())}; the same command continues")
+        sys.exit(f"interrupted: {trial_tables.counts(study.trials())}; the same command continues")
 
 
 def over_seeds(config: SearchConfig, study: Study) -> Conclusion | None:
@@ -82,13 +82,13 @@ def show(config: SearchConfig, study: Study, concluded: Conclusion | None) -> No
     page = storage.join(config.run.url, REPORT)
     sentences, table = (concluded.sentences, concluded.table) if concluded else ((), None)
     storage.write_text(page, report.render(config, study, sentences, table, settings))
-    print("\n" + "\n".join([tables.counts(study.trials()), *tables.unfinished(config, study)]))
+    print("\n" + "\n".join([trial_tables.counts(study.trials()), *trial_tables.unfinished(config, study)]))
     for trial in study.trials():
         if trial.state == "failed":
             print(f"trial {trial.number} failed: {trial.failure}")
     if best is None:
         sys.exit(f"no trial finished; report: {page}")
-    print(f"\n{tables.trials_table(config, study.best()[:BEST_SHOWN])}")
+    print(f"\n{trial_tables.trials_table(config, study.best()[:BEST_SHOWN])}")
     if concluded:
         print(f"\n{concluded.table}\n\n" + "\n".join(concluded.sentences))
     url = storage.join(config.run.url, BEST)

@@ -25,7 +25,7 @@ from pipeline.config import Config
 from pipeline.data.manifest import Manifest
 from pipeline.evaluation import scores
 from pipeline.evaluation.scores import scores_file
-from tune import space, tables
+from tune import space, trial_tables
 from tune.settings import SearchConfig
 from tune.study import BEAT_S, Study
 
@@ -150,7 +150,7 @@ class Suggestions(_OfThisDriver, Searcher):  # type: ignore[misc]
             return Searcher.FINISHED  # type: ignore[no-any-return]
         number, parameters = drawn
         self._numbers[trial_id] = number
-        self._show(f"trial {number}: {tables.settings_line(self._search, parameters)}")
+        self._show(f"trial {number}: {trial_tables.settings_line(self._search, parameters)}")
         return {"number": number, "parameters": parameters}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -164,7 +164,7 @@ class Suggestions(_OfThisDriver, Searcher):  # type: ignore[misc]
             self._study.fail(number, result["failure"])
         elif result and result.get("ended"):
             self._study.finish(number)
-        self._show(f"trial {number}: {tables.outcome(self._search, self._study.trial(number))}")
+        self._show(f"trial {number}: {trial_tables.outcome(self._search, self._study.trial(number))}")
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the storage has it all."""

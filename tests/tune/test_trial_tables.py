@@ -3,14 +3,14 @@
 import pytest
 from searches import EVERY_RANGE, proportions
 
-from tune import space, tables
+from tune import space, trial_tables
 from tune.settings import VARIED
 
 pytestmark = pytest.mark.usefixtures("without_waiting_for_the_disk")
 
 
 def table_of(played):
-    return tables.trials_table(played.config, played.study.best())
+    return trial_tables.trials_table(played.config, played.study.best())
 
 
 def test_the_table_has_the_chosen_checkpoints_scores_and_the_settings(search):
@@ -61,7 +61,7 @@ def test_all_trials_have_their_state_last_step_and_a_column_for_each_weight(sear
     played.play([20.0])
     played.play([20.0, 19.0], "stop")
     played.play([], "fail")
-    table = tables.all_trials_table(played.config, played.study.trials())
+    table = trial_tables.all_trials_table(played.config, played.study.trials())
     weights = ["w_1 (coarsest)", "w_2", "w_3", "w_4 (finest)"]
     assert list(table.columns) == [
         *("trial", "state", "PSNR dB", "SSIM", "LPIPS", "step", "last step"),
@@ -80,38 +80,41 @@ def test_a_trial_that_was_cut_off_while_it_was_drawn_has_no_settings(search):
     played.play([20.0])
     played.study._study.ask().suggest_float("scale_1", 1 / 8, 8.0, log=True)
     trials = played.study.trials()
-    cut_off = tables.all_trials_table(played.config, trials).rows[1]
+    cut_off = trial_tables.all_trials_table(played.config, trials).rows[1]
     assert cut_off[:2] == ["1", "running"] and set(cut_off[7:]) == {""}
-    assert set(tables.trials_table(played.config, trials).rows[1][5:]) == {""}
+    assert set(trial_tables.trials_table(played.config, trials).rows[1][5:]) == {""}
 
 
 def test_failed_trials_have_their_settings_and_reason(search):
     played = search()
     played.play([20.0], "fail")
     played.play([20.0])
-    assert tables.failed_rows(played.config, played.study.trials()) == [
+    assert trial_tables.failed_rows(played.config, played.study.trials()) == [
         ["0", "scale weights 0.25 0.25 0.25 0.25\ngamma 1\nEMA rate 0.999", "out of memory"]
     ]
 
 
 def test_counts(search):
     played = search()
-    assert tables.counts(played.study.trials()) == "0 trials"
+    assert trial_tables.counts(played.study.trials()) == "0 trials"
     played.play([20.0])
-    assert tables.counts(played.study.trials()) == "1 trial: 1 finished"
+    assert trial_tables.counts(played.study.trials()) == "1 trial: 1 finished"
     for end in ("stop", "stop", "fail", None):
         played.play([20.0], end)
-    assert tables.counts(played.study.trials()) == "5 trials: 1 finished, 2 stopped early, 1 failed, 1 running"
+    assert trial_tables.counts(played.study.trials()) == "5 trials: 1 finished, 2 stopped early, 1 failed, 1 running"
 
 
 def test_the_line_of_a_trials_settings_says_what_the_table_does(search):
     played = search()
     played.play([20.0])
     parameters = played.play([21.0])
-    line = tables.settings_line(played.config, space.first(played.config))
+    line = trial_tables.settings_line(played.config, space.first(played.config))
     assert line == "scale weights 0.25 0.25 0.25 0.25, gamma 1, EMA rate 0.999"
     weights, gamma, rate = table_of(played).rows[0][5:]
-    assert tables.settings_line(played.config, parameters) == f"scale weights {weights}, gamma {gamma}, EMA rate {rate}"
+    assert (
+        trial_tables.settings_line(played.config, parameters)
+        == f"scale weights {weights}, gamma {gamma}, EMA rate {rate}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,11 +130,11 @@ def test_the_line_of_a_trials_settings_says_what_the_table_does(search):
 def test_how_a_trial_stands_in_one_line(search, psnr, end, line):
     played = search(objectives=["psnr", "lpips"])
     played.play(psnr, end)
-    assert tables.outcome(played.config, played.study.trial(0)) == line
+    assert trial_tables.outcome(played.config, played.study.trial(0)) == line
 
 
 def test_every_searched_setting_has_its_names(search):
     config = search(**EVERY_RANGE).config
-    assert len(tables.trials_table(config, []).columns) == len(["trial", "PSNR dB", "step"]) + len(VARIED)
+    assert len(trial_tables.trials_table(config, []).columns) == len(["trial", "PSNR dB", "step"]) + len(VARIED)
     names = space.distributions(config)
-    assert len({tables.label(name) for name in names}) == len(names)
+    assert len({trial_tables.label(name) for name in names}) == len(names)
