@@ -15,7 +15,7 @@ from pipeline.data.packing import PackSettings, pack
 from tune import search
 
 REAL_PAIRS = ROOT.parent / "shared/data/lol-v1-part"
-SMALL_SEARCH = {"--config": "demo", "--run.name": "search", "--search.top": "1", "--search.seeds": "2"}
+SMALL_SEARCH = {"--config": "demo", "--run.name": "small", "--search.top": "1", "--search.seeds": "2"}
 
 
 def arguments_of(shards: str, storage: Path, **changes: str) -> list[str]:
@@ -23,12 +23,12 @@ def arguments_of(shards: str, storage: Path, **changes: str) -> list[str]:
 
 
 def study_of(folder: Path) -> optuna.Study:
-    return optuna.load_study(study_name=folder.name, storage=f"sqlite:///{folder}/study.db")
+    return optuna.load_study(study_name=folder.name.removesuffix("-search"), storage=f"sqlite:///{folder}/study.db")
 
 
 def test_a_killed_search_ends_with_the_trials_asked_for_as_a_job(command, shards, tmp_path):
     arguments = arguments_of(shards, tmp_path, **{"--search.trials": "3", "--search.concurrent": "2"})
-    folder = tmp_path / "search"
+    folder = tmp_path / "small-search"
     process = command.start("tune/search.py", *arguments)
     for line in process.stdout:
         if re.search(r"trial 1: step 2 ", line):
@@ -51,7 +51,7 @@ def test_a_killed_search_ends_with_the_trials_asked_for_as_a_job(command, shards
     assert f"report: {folder}/report.html" in output
     assert "<h2>What came out</h2>" in (folder / "report.html").read_text()
     best = yaml.safe_load((folder / "best.yaml").read_text())
-    assert best["run"]["name"] == "search-best" and best["run"]["storage"] == str(tmp_path)
+    assert best["run"]["name"] == "small-best" and best["run"]["storage"] == str(tmp_path)
     assert not (folder / "ray-tune").exists()
 
 
@@ -72,12 +72,6 @@ def test_mistakes_end_before_ray_starts(refusal, s3, shards, tmp_path, changes, 
     assert message in shown and "secret" not in shown
 
 
-def test_a_run_is_not_taken_for_a_search(refusal, trained, shards):
-    run = trained[0]
-    shown = refusal(search, *arguments_of(shards, run.parent, **{"--run.name": run.name}))
-    assert f"{run}: is a training run; choose another run.name for the search" in shown
-
-
 @pytest.fixture(scope="module")
 def real_shards(tmp_path_factory) -> str:
     """Real pairs where they are at hand, else made ones."""
@@ -96,13 +90,13 @@ def test_eight_trials_over_real_pairs_stop_some_early_and_the_best_settings_trai
     plan = command("tune/search.py", *arguments, "--search.dry-run")
     assert re.search(r"^gamma +0\.25 to 4 +log +1$", plan, re.MULTILINE)
     assert "trials at the same time: 2" in plan and re.search(r"8 trials: about .* at each of the steps 20, 60", plan)
-    assert list((tmp_path / "search").iterdir()) == []
+    assert list((tmp_path / "small-search").iterdir()) == []
     output = command("tune/search.py", *arguments, timeout_s=600)
-    states = [trial.state.name for trial in study_of(tmp_path / "search").trials]
+    states = [trial.state.name for trial in study_of(tmp_path / "small-search").trials]
     assert len(states) == 8 and states[0] == "COMPLETE" and "PRUNED" in states and "FAIL" not in states
     assert re.search(r"trial \d: stopped early at step (20|60): psnr", output)
-    trained = command("pipeline/train.py", "--config", str(tmp_path / "search/best.yaml"))
+    trained = command("pipeline/train.py", "--config", str(tmp_path / "small-search/best.yaml"))
     assert re.search(r"^student +\d+\.\d\d", trained, re.MULTILINE)
-    assert (tmp_path / "search-best/checkpoint-00000180/student.safetensors").exists()
+    assert (tmp_path / "small-best/checkpoint-00000180/student.safetensors").exists()
     again = command("tune/search.py", *arguments, timeout_s=120)
     assert output.endswith(again[again.index("over seeds") :].split("\n", 1)[1])

@@ -83,7 +83,7 @@ def _space_lines(config: SearchConfig) -> list[str]:
 
 def _measured(config: SearchConfig, manifests: Sequence[Manifest], lpips: BackboneWeights | str) -> Pace:
     settings = config.model_dump(mode="json", include=set(Config.model_fields))
-    settings["run"].update(name="dry-run", storage=config.run.url)
+    settings["run"].update(name="dry-run", storage=config.url)
     settings["train"].update(steps=STEPS, log_every=1)
     settings["optimizer"]["warmup_steps"] = 0
     short = Config.model_validate(settings)

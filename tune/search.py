@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import ray
 
 from pipeline import launch, runs, storage
-from pipeline.checkpoint import SETTINGS
 from pipeline.command_line import argument_parser, user_errors
 from pipeline.config import Config, parse_config
 from pipeline.data.manifest import Manifest
@@ -41,11 +40,9 @@ def main() -> None:
 
 
 def check(config: SearchConfig) -> Sequence[Manifest]:
-    """The data sets; ``ValueError`` when they, the storage or the search's name will not serve."""
+    """The data sets; ``ValueError`` when they or the storage will not serve."""
     manifests = launch.check_data(config)
-    storage.check_writable(config.run.url)
-    if storage.exists(storage.join(config.run.url, SETTINGS)):
-        raise ValueError(f"{config.run.url}: is a training run; choose another run.name for the search")
+    storage.check_writable(config.url)
     return manifests
 
 
@@ -79,7 +76,7 @@ def show(config: SearchConfig, study: Study, concluded: Conclusion | None) -> No
     """Write the best settings and the page, and print what they say; exits with status 1 when no trial finished."""
     best = concluded.best if concluded else next(iter(study.best()), None)
     settings = best_settings(config, best) if best else ""
-    page = storage.join(config.run.url, REPORT)
+    page = storage.join(config.url, REPORT)
     sentences, table = (concluded.sentences, concluded.table) if concluded else ((), None)
     storage.write_text(page, report.render(config, study, sentences, table, settings))
     print("\n" + "\n".join([trial_tables.counts(study.trials()), *trial_tables.unfinished(config, study)]))
@@ -91,7 +88,7 @@ def show(config: SearchConfig, study: Study, concluded: Conclusion | None) -> No
     print(f"\n{trial_tables.trials_table(config, study.best()[:BEST_SHOWN])}")
     if concluded:
         print(f"\n{concluded.table}\n\n" + "\n".join(concluded.sentences))
-    url = storage.join(config.run.url, BEST)
+    url = storage.join(config.url, BEST)
     storage.write_text(url, settings)
     print(f"\nbest settings: {url} (python pipeline/train.py --config {url})\nreport: {page}")
 

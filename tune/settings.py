@@ -167,6 +167,11 @@ class SearchConfig(Config):
         return self
 
     @property
+    def url(self) -> str:
+        """Where the search is stored: not where a training run of its name is."""
+        return f"{self.run.url}-search"
+
+    @property
     def objectives(self) -> tuple[Objective, ...]:
         """What is improved."""
         return tuple(map(Objective.parse, self.search.objectives or [self.checkpoint.metric]))
@@ -185,9 +190,9 @@ class SearchConfig(Config):
         """Optuna's database; ``ValueError`` where the search's folder can't hold one."""
         if self.search.storage:
             return self.search.storage
-        if not storage.is_local(self.run.url):
+        if not storage.is_local(self.url):
             raise ValueError(
-                f"search.storage: {self.run.url} can't hold a database; give its URL, such as "
+                f"search.storage: {self.url} can't hold a database; give its URL, such as "
                 "postgresql://user@host/name, or sqlite:////folder/study.db in a folder that lasts"
             )
-        return f"sqlite:///{quote(storage.join(self.run.url, 'study.db'))}"
+        return f"sqlite:///{quote(storage.join(self.url, 'study.db'))}"

@@ -47,7 +47,7 @@ def first(config: SearchConfig) -> dict[str, float]:
     return found
 
 
-def applied(config: Config, parameters: Parameters, name: str, seed: int) -> Config:
+def applied(config: SearchConfig, parameters: Parameters, name: str, seed: int) -> Config:
     """The settings of the run ``name`` with these parameters, stored in the search's folder."""
     settings = config.model_dump(mode="json", include=set(Config.model_fields))
     for varied, (part, field) in VARIED.items():
@@ -59,7 +59,7 @@ def applied(config: Config, parameters: Parameters, name: str, seed: int) -> Con
     if SHARES[0] in parameters:
         whole = sum(parameters[share] for share in SHARES)
         settings["objective"]["scale_weights"] = [_rounded(parameters[share] / whole) for share in SHARES]
-    settings["run"].update(name=name, storage=config.run.url, seed=seed)
+    settings["run"].update(name=name, storage=config.url, seed=seed)
     return Config.model_validate(settings)
 
 

@@ -252,8 +252,8 @@ def run(search: SearchConfig, study: Study, train: Callable[[Config], None], con
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Ray Tune's own tables, whose trials have other names
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # and its files, since the study has all
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    filesystem, path = storage.arrow_filesystem(search.run.url)
-    storage.delete(storage.join(search.run.url, TUNE_FILES))
+    filesystem, path = storage.arrow_filesystem(search.url)
+    storage.delete(storage.join(search.url, TUNE_FILES))
     total = search.search.trials
     with tqdm(desc=f"trials, {concurrent} at a time", total=total, unit="trial", file=sys.stdout) as bar:
 
@@ -283,4 +283,4 @@ def run(search: SearchConfig, study: Study, train: Callable[[Config], None], con
         )
         tuner.fit()
     study.release()
-    storage.delete(storage.join(search.run.url, TUNE_FILES))
+    storage.delete(storage.join(search.url, TUNE_FILES))

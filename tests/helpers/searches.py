@@ -23,7 +23,7 @@ class PlayedSearch:
                 "search": {"trials": 14, "sampler": "random"} | search,
             }
         )
-        (folder / "s").mkdir()
+        (folder / "s-search").mkdir()
         self.study = Study(self.config, ["checksum"])
 
     def play(

@@ -17,7 +17,7 @@ def config(tmp_path):
 def config_of(folder, **search):
     return SearchConfig.model_validate(
         {
-            "run": {"name": "search", "storage": str(folder), "seed": 5},
+            "run": {"name": "made", "storage": str(folder), "seed": 5},
             "data": {"url": "/data"},
             "train": {"steps": 4},
             "checkpoint": {"every": 2},
@@ -49,7 +49,7 @@ def test_the_runs_over_seeds_are_of_other_seeds_and_of_the_trials_settings(confi
         ("trial-0000-seed7", 7, 1.0),
         ("trial-0003-seed7", 7, 4.0),
     ]
-    assert {run.run.storage for run in runs} == {config.run.url} and {run.evaluation.actors for run in runs} == {1}
+    assert {run.run.storage for run in runs} == {config.url} and {run.evaluation.actors for run in runs} == {1}
 
 
 def test_the_best_over_seeds_is_chosen_and_not_the_best_of_the_search(config):

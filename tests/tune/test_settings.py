@@ -212,12 +212,12 @@ def test_each_share_of_the_steps_has_the_next_checkpoint_for_its_rung(steps, eve
 
 def test_the_study_is_in_the_searchs_folder(tmp_path):
     config = parsed("--run.name", "mine", "--run.storage", str(tmp_path))
-    assert config.study_url == f"sqlite:///{tmp_path}/mine/study.db"
+    assert config.study_url == f"sqlite:///{tmp_path}/mine-search/study.db"
 
 
 def test_a_bucket_needs_another_place_for_the_study():
     config = parsed("--run.storage", "s3://bucket/runs")
-    with pytest.raises(ValueError, match=r"search.storage: s3://bucket/runs/demo can't hold a database; give its URL"):
+    with pytest.raises(ValueError, match=r"search.storage: s3://bucket/runs/demo-search can't hold a database; give its URL"):
         _ = config.study_url
     url = "postgresql://me@host/studies"
     assert parsed("--run.storage", "s3://bucket/runs", "--search.storage", url).study_url == url

@@ -49,7 +49,7 @@ def changed(config, run):
     dumps = [each.model_dump(mode="json", include=set(Config.model_fields)) for each in (config, run)]
     found = {name: new for name, _, new in differences(*dumps)}
     assert found.pop("run.name") == "trial"
-    assert found.pop("run.storage") == "/runs/s"
+    assert found.pop("run.storage") == "/runs/s-search"
     return found
 
 
@@ -150,6 +150,6 @@ def test_a_trial_is_a_run_in_the_searchs_folder():
     config = searched("gamma")
     run = space.applied(config, {"gamma": 2.0}, name="trial-007", seed=42)
     assert type(run) is Config
-    assert run.run.url == "/runs/s/trial-007"
+    assert run.run.url == "/runs/s-search/trial-007"
     assert run.run.seed == 42
     assert (config.run.name, config.run.seed) == ("s", 5)

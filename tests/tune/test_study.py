@@ -29,7 +29,7 @@ class Searches:
 
     def __init__(self, folder):
         self.folder = folder
-        (folder / "s").mkdir()
+        (folder / "s-search").mkdir()
 
     def config(self, **changes):
         parts = {
@@ -50,7 +50,7 @@ class Searches:
     @property
     def raw(self):
         """The study as Optuna and its dashboard see it."""
-        return optuna.load_study(study_name="s", storage=f"sqlite:///{self.folder}/s/study.db")
+        return optuna.load_study(study_name="s", storage=f"sqlite:///{self.folder}/s-search/study.db")
 
 
 @pytest.fixture
@@ -276,7 +276,7 @@ def test_two_searches_share_a_database(searches, tmp_path):
 def test_a_folder_may_have_any_name(tmp_path):
     (tmp_path / "a %20b#c?d").mkdir()
     finished(Searches(tmp_path / "a %20b#c?d").open(), scores())
-    assert (tmp_path / "a %20b#c?d" / "s" / "study.db").exists()
+    assert (tmp_path / "a %20b#c?d" / "s-search" / "study.db").exists()
 
 
 @pytest.mark.parametrize("url", ["sqlite:////nowhere/at/all.db", "nonsense://host/name"])

@@ -35,10 +35,10 @@ BEST_DB, PAPER_DB = 24.0, 20.0
 
 
 def config_of(folder: Path, **search: Any) -> SearchConfig:
-    storage.check_writable(str(folder / "search"))
+    storage.check_writable(str(folder / "formula-search"))
     return SearchConfig.model_validate(
         {
-            "run": {"name": "search", "storage": str(folder), "use_gpu": False, "seed": search.pop("seed", 0)},
+            "run": {"name": "formula", "storage": str(folder), "use_gpu": False, "seed": search.pop("seed", 0)},
             "data": {"url": "/no/data"},
             "train": {"steps": STEPS},
             "checkpoint": {"every": EVERY},
@@ -216,7 +216,7 @@ def test_a_stopped_trial_gives_back_its_resources_at_once(room_for_one, shards, 
     changes |= {"--train.steps": "400", "--train.log-every": "50", "--checkpoint.every": "200"}
     config, _ = parse_config(argument_parser(""), SearchConfig, options(**changes))
     manifests = launch.check_data(config)
-    (tmp_path / "all").mkdir()
+    (tmp_path / "all-search").mkdir()
     study = Study(config, [manifest.checksum for manifest in manifests])
     config, concurrent = trials.with_room(config, manifests)
     assert concurrent == 1
