@@ -137,9 +137,9 @@ def _importances(config: SearchConfig, study: Study) -> str:
         x_label="importance, in parts of 1",
     )
     note = (
-        f"By PED-ANOVA over {len(study.best())} finished trials: how much each parameter decides whether a trial is "
-        "among the best. Few trials say little. Scale weights count as they were drawn, before they are made to sum "
-        "to 1."
+        "By PED-ANOVA: how much each parameter decides whether a trial is among the best; trials that were stopped "
+        "early count as worse than those that went further. Few trials say little. Scale weights count as they were "
+        "drawn, before they are made to sum to 1."
     )
     return _noted(note, [_chart("Importance of the parameters", svg)])
 

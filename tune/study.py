@@ -6,7 +6,6 @@ A search that is started again opens the study and goes on: trials that ended st
 import os
 import socket
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -29,7 +28,7 @@ STATES: Mapping[TrialState, State] = {
     TrialState.PRUNED: "stopped",
     TrialState.FAIL: "failed",
 }
-FEWEST = 8  # finished trials from which importances are computed
+FEWEST = 8  # trials from which importances are computed
 BEAT_S = 10.0
 # attributes in the storage
 IDENTITY, SECONDS, DRIVER, SCORES, FAILURE = "identity", "seconds", "driver", "scores", "failure"
@@ -213,19 +212,31 @@ class Study:
     def importances(self) -> list[dict[str, float]]:
         """How much each parameter decides whether a trial is among the best, for each objective, in parts of 1.
 
-        By PED-ANOVA (Watanabe et al., arXiv 2304.10255); empty where too few trials have finished.
+        By PED-ANOVA (Watanabe et al., arXiv 2304.10255) over the order of the trials, for which values need not be of
+        the same step; empty where there are too few.
         """
         return [self._importances(index) for index in range(len(self._config.objectives))]
 
     def _importances(self, index: int) -> dict[str, float]:
-        values = [trial.values[index] for trial in self.best() if trial.values]
-        if len(values) < FEWEST or len(set(values)) < 2:
+        order = self._in_order(index)
+        if len(order) < FEWEST or len({trial.values[index] for trial in order if trial.values}) < 2:
             return {}
-        sign = -1 if self._config.objectives[index].direction == "maximize" else 1
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # it says that low targets are good ones
-            return get_param_importances(
-                self._study, evaluator=PedAnovaImportanceEvaluator(), target=lambda trial: sign * trial.values[index]
+        places = optuna.create_study(direction="minimize")
+        places.add_trials(
+            optuna.trial.create_trial(
+                params=dict(trial.parameters), distributions=dict(self._distributions), value=float(place)
             )
+            for place, trial in enumerate(order)
+        )
+        return get_param_importances(places, evaluator=PedAnovaImportanceEvaluator())
+
+    def _in_order(self, index: int) -> list[Trial]:
+        """Trials that ended with scores, best first by one objective; behind those that finished, the later stopped."""
+        sign = -1 if self._config.objectives[index].direction == "maximize" else 1
+        ended = [trial for trial in self.trials() if trial.state in ("finished", "stopped") and trial.values]
+        return sorted(
+            ended, key=lambda trial: (-max(trial.scores), sign * trial.values[index] if trial.values else 0.0)
+        )
 
     def _left_running(self) -> list[int]:
         return [trial.number for trial in self._study.get_trials(deepcopy=False, states=[TrialState.RUNNING])]

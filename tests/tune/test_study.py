@@ -536,6 +536,21 @@ def test_importances_find_the_parameter_that_decides_each_objective(searches):
     assert of_lpips["1 - ema_rate"] > 0.8
 
 
+def test_a_parameter_that_decides_which_trials_are_stopped_is_important(searches):
+    """Of those that finish, gamma decides little: their scores are of the EMA rate."""
+    study = searches.open(search__trials=100)
+    for _ in range(40):
+        number, parameters = study.next()
+        is_good = abs(math.log(parameters["gamma"])) < 0.3
+        study.record(number, 100, scores(20 if is_good else 30))  # what was better at the time counts less than how far
+        if is_good:
+            study.record(number, 900, scores(25 + 0.1 * math.log(parameters["1 - ema_rate"])))
+            study.finish(number)
+        else:
+            study.stop(number)
+    assert study.importances()[0]["gamma"] > 0.4
+
+
 def test_importances_need_enough_finished_trials(searches):
     study = searches.open()
     finished(study, *[scores(20 + index) for index in range(FEWEST - 1)])
