@@ -36,6 +36,8 @@ def test_a_killed_search_ends_with_the_trials_asked_for_as_a_job(command, shards
             break
     process.wait()
     before = study_of(folder).trials
+    scored = folder / "trial-0001/checkpoint-00000002/state.json"
+    written = scored.stat().st_mtime_ns
     assert 2 <= len(before) <= 3 and any(trial.state.name == "RUNNING" for trial in before)
 
     copy_code(tmp_path / "clone")
@@ -44,6 +46,7 @@ def test_a_killed_search_ends_with_the_trials_asked_for_as_a_job(command, shards
     assert len(trials) == 3 and {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}
     for old, new in zip(before, trials, strict=False):
         assert old.params == new.params and old.datetime_start == new.datetime_start
+    assert scored.stat().st_mtime_ns == written, "the trial that was running began anew"
     assert {path.name for path in folder.glob("trial-????")} == {f"trial-{number:04d}" for number in range(3)}
     assert re.search(r"^3 trials: ", output, re.MULTILINE)
     assert re.search(r"^the paper's setting +2 +\d+\.\d\d ± ", output, re.MULTILINE)
