@@ -45,6 +45,7 @@ def plan(config: SearchConfig, concurrent: int, pace: Pace) -> str:
     trials, over_seeds = config.search.trials, (config.search.top + 1) * config.search.seeds
     lines = [
         *_space_lines(config),
+        *space.notes(config),
         "",
         f"trials at the same time: {concurrent}",
         f"one trial: about {_clock(whole)} ({1 / pace.step_s:.3g} steps/s, {pace.start_s:.0f} s to start and score)",

@@ -52,7 +52,7 @@ def search(config: SearchConfig, manifests: Sequence[Manifest], study: Study) ->
     lpips = launch.check_scores(config.evaluation, "lpips" if "lpips" in metrics else config.checkpoint.metric)
     with launch.cluster(launch.cpus_needed(config) * (config.search.concurrent or 1), quiet=True):
         sized, concurrent = trials.with_room(config, manifests)
-        print(sized.to_yaml(), flush=True)
+        print("\n".join([sized.to_yaml(), *space.notes(config)]), flush=True)
         training = runs.Training(launch.provenance_of(manifests), ray.put(lpips))
         trials.run(sized, study, training, concurrent)
     if not study.is_complete() and study.seconds_left() != 0:

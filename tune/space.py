@@ -47,6 +47,18 @@ def first(config: SearchConfig) -> dict[str, float]:
     return found
 
 
+def notes(config: SearchConfig) -> list[str]:
+    """A sentence on the part of the space that makes no difference, if there is one."""
+    # m_t = min(m, 1 - (1 + t)^-p), and the last update is t = steps - 1
+    reached = 1 - config.train.steps**-config.teacher.ema_warmup
+    if not config.search.ema_rate or config.teacher.ema_warmup == 0 or reached >= config.search.ema_rate[1]:
+        return []
+    return [
+        f"EMA rates above {reached:.4g} all act as it does: in {config.train.steps} steps the warm-up "
+        "(teacher.ema_warmup) comes no further"
+    ]
+
+
 def applied(config: SearchConfig, parameters: Parameters, name: str, seed: int) -> Config:
     """The settings of the run ``name`` with these parameters, stored in the search's folder."""
     settings = config.model_dump(mode="json", include=set(Config.model_fields))

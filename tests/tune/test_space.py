@@ -153,3 +153,12 @@ def test_a_trial_is_a_run_in_the_searchs_folder():
     assert run.run.url == "/runs/s-search/trial-007"
     assert run.run.seed == 42
     assert (config.run.name, config.run.seed) == ("s", 5)
+
+
+def test_ema_rates_that_the_warm_up_never_comes_to_are_named():
+    (note,) = space.notes(searched("ema_rate"))  # after 900 steps: 1 - 900^-0.75 = 1 - 1 / 164.3
+    assert note.startswith("EMA rates above 0.9939 all act as it does: in 900 steps the warm-up")
+    assert space.notes(searched("gamma")) == []
+    config = searched("ema_rate")
+    train = config.train.model_copy(update={"steps": 300_000})  # after which the warm-up is past 0.9999
+    assert space.notes(config.model_copy(update={"train": train})) == []
