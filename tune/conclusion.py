@@ -87,12 +87,11 @@ def _sentences(search: SearchConfig, trials: Sequence[Trial], best: Trial, value
         said.append(f"None of the best trials, {others}, does better than {paper} over these seeds.")
     else:
         differences = _differences(values[0], values[best.number])
-        mean, low, high = (
-            objective.shown(value, "+") for value in (differences.mean(), *scores.difference_interval(differences))
-        )
+        low, high = scores.difference_interval(differences)
+        shown = [objective.shown(value, "+") for value in (differences.mean(), low, high)]
         said.append(
-            f"Trial {best.number} minus {paper}: {mean} [{low}, {high}] (95% bootstrap interval over images and seeds)."
-            f" {_verdict(objective, differences)}"
+            f"Trial {best.number} minus {paper}: {shown[0]} [{shown[1]}, {shown[2]}] (95% bootstrap interval over "
+            f"images and seeds). {_verdict(objective, low, high)}"
         )
     in_search = [
         f"{arm_name(trial.number)} had {objective.shown(trial.values[0])}" for trial in trials[:2] if trial.values
@@ -104,8 +103,7 @@ def _sentences(search: SearchConfig, trials: Sequence[Trial], best: Trial, value
     return said
 
 
-def _verdict(objective: Objective, differences: NDArray[np.float64]) -> str:
-    low, high = scores.difference_interval(differences)
+def _verdict(objective: Objective, low: float, high: float) -> str:
     if low <= 0 <= high:
         return "The interval contains 0: these seeds and images do not tell the two apart."
     better = (low > 0) == (objective.direction == "maximize")

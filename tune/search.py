@@ -17,7 +17,6 @@ from tune.settings import SearchConfig
 from tune.study import Study, Trial
 
 BEST = "best.yaml"
-BEST_SHOWN = 10
 
 
 def main() -> None:
@@ -85,7 +84,7 @@ def show(config: SearchConfig, study: Study, concluded: Conclusion | None) -> No
             print(f"trial {trial.number} failed: {trial.failure}")
     if best is None:
         sys.exit(f"no trial finished; report: {page}")
-    print(f"\n{trial_tables.trials_table(config, study.best()[:BEST_SHOWN])}")
+    print(f"\n{trial_tables.trials_table(config, study.best()[: report.SHOWN])}")
     if concluded:
         print(f"\n{concluded.table}\n\n" + "\n".join(concluded.sentences))
     url = storage.join(config.url, BEST)

@@ -188,26 +188,24 @@ class Study:
 
     def best(self) -> list[Trial]:
         """Finished trials, best first; of several objectives those that fewer others dominate, then by the first."""
-        finished = [trial for trial in self.trials() if trial.state == "finished"]
-        objectives = self._config.objectives
-        sign = -1 if objectives[0].direction == "maximize" else 1
-
-        def order(trial: Trial) -> tuple[int, float]:
-            assert trial.values is not None
-            better = (other.values for other in finished)
-            return sum(dominates(each, trial.values, objectives) for each in better if each), sign * trial.values[0]
-
-        return sorted(finished, key=order)
+        return [trial for _, _, trial in self._finished_in_order()]
 
     def front(self) -> list[Trial]:
         """Finished trials that no other one dominates, best first by the first objective."""
-        best = self.best()
+        return [trial for dominators, _, trial in self._finished_in_order() if dominators == 0]
+
+    def _finished_in_order(self) -> list[tuple[int, float, Trial]]:
+        """Each finished trial after the number of those that dominate it and its first value, lower being better."""
         objectives = self._config.objectives
-        return [
-            trial
-            for trial in best
-            if not any(dominates(other.values, trial.values, objectives) for other in best if other.values)  # type: ignore[arg-type]
+        sign = -1 if objectives[0].direction == "maximize" else 1
+        finished = [
+            (trial.values, trial) for trial in self.trials() if trial.state == "finished" and trial.values is not None
         ]
+        placed = [
+            (sum(dominates(other, values, objectives) for other, _ in finished), sign * values[0], trial)
+            for values, trial in finished
+        ]
+        return sorted(placed, key=lambda place: place[:2])
 
     def importances(self) -> list[dict[str, float]]:
         """How much each parameter decides whether a trial is among the best, for each objective, in parts of 1.
