@@ -1,6 +1,6 @@
 """Checkpoints: everything that advances in training, written whole or not at all.
 
-<run>/checkpoint-00001000/
+<run>/checkpoint-00001000/      or interim-00001234/, written out of turn to continue from, and never scored
 student.safetensors     the student, loadable into iaml.AutoEncoder as it is
 teacher.safetensors     the averaged decoder and the statistics of clean images
 optimizer.safetensors   Adam's moments, whole, so that any number of workers can load them
@@ -23,7 +23,7 @@ from iaml import AutoEncoder, NetworkSettings, TeacherStudent
 from pipeline import storage
 from pipeline.config import Config, read_settings
 
-PREFIX = "checkpoint-"
+PREFIX, INTERIM = "checkpoint-", "interim-"
 STUDENT, TEACHER, OPTIMIZER = "student.safetensors", "teacher.safetensors", "optimizer.safetensors"
 SETTINGS, PROVENANCE, STATE = "settings.yaml", "provenance.json", "state.json"
 STOPPED = "stopped.txt"  # in a run's folder: why it gave up
@@ -57,9 +57,9 @@ class Progress:
         )
 
 
-def name_at(step: int) -> str:
+def name_at(step: int, prefix: str = PREFIX) -> str:
     """The folder name of the checkpoint after ``step`` steps."""
-    return f"{PREFIX}{step:08d}"
+    return f"{prefix}{step:08d}"
 
 
 def write(
@@ -116,10 +116,16 @@ def read_config(url: str) -> Config:
     return Config.model_validate(read_settings(storage.join(url, SETTINGS)))
 
 
-def complete_checkpoints(run: str) -> list[str]:
-    """URLs of the run's checkpoints that still hold whole weights, oldest first."""
-    urls = [storage.join(run, name) for name in storage.listdir(run) if name.startswith(PREFIX)]
+def complete_checkpoints(run: str, prefix: str = PREFIX) -> list[str]:
+    """URLs of the run's checkpoints of a kind that still hold whole weights, oldest first."""
+    urls = [storage.join(run, name) for name in storage.listdir(run) if name.startswith(prefix)]
     return [url for url in urls if {STATE, *WEIGHT_FILES} <= set(storage.listdir(url))]
+
+
+def newest(run: str) -> str | None:
+    """URL of the run's newest whole checkpoint of any kind."""
+    whole = complete_checkpoints(run) + complete_checkpoints(run, INTERIM)
+    return max(whole, key=lambda url: read_progress(url).step, default=None)
 
 
 def delete_weights(url: str) -> None:

@@ -16,7 +16,7 @@ import ray.train
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, ValidationConfig
 from ray.train.torch import TorchTrainer
 
-from pipeline import storage
+from pipeline import interruption, storage
 from pipeline.checkpoint import PROVENANCE, SETTINGS, STOPPED
 from pipeline.config import AnyConfig, Config, differences, read_settings
 from pipeline.data.manifest import Manifest, load_manifest
@@ -61,6 +61,7 @@ def cluster(cpus: int, *, quiet: bool = False) -> Iterator[None]:
     """Within, Ray runs: the cluster that RAY_ADDRESS names, or one on this machine for the time being.
 
     On this machine Ray's count of CPUs is raised to the ``cpus`` that are asked for, since they may be shared.
+    SIGTERM asks what runs within to make way, and ends the process with ``interruption.STATUS``.
 
     Args:
         cpus: CPU cores that are needed.
@@ -71,7 +72,8 @@ def cluster(cpus: int, *, quiet: bool = False) -> Iterator[None]:
     else:
         ray.init(num_cpus=max(cpus, os.cpu_count() or 1), log_to_driver=not quiet)
     try:
-        yield
+        with interruption.made_way_for():  # Ray has put its own handler in place by now
+            yield
     finally:
         ray.shutdown()
 
@@ -185,6 +187,7 @@ def train(
 
     Raises:
         TrainingStoppedError: training gave up before its last step.
+        JobInterruptedError: the job is asked to make way; the same call continues.
         ray.train.TrainingFailedError: the run failed more often than ``run.max_failures`` allows.
     """
     claim(config, provenance)
@@ -194,6 +197,7 @@ def train(
     stopped = storage.join(config.run.url, STOPPED)
     try:
         trainer(config, provenance, validation).fit()
+        interruption.check()
         # Ray forgets a checkpoint whose scoring was cut off together with its driver
         for url in unscored(config.run.url):
             validation.score(url)

@@ -11,7 +11,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.train import WorkerGroupError
 from tqdm import tqdm
 
-from pipeline import launch
+from pipeline import interruption, launch
 from pipeline.config import Config
 from pipeline.data.manifest import load_manifest
 from pipeline.evaluation import results
@@ -47,6 +47,7 @@ def train_all(configs: Sequence[Config], at_once: int | None) -> dict[str, str]:
 
     Raises:
         ValueError: a run can't be started.
+        JobInterruptedError: the job is asked to make way; the same call continues.
     """
     manifests = launch.check_data(configs[0])
     provenance = launch.provenance_of(manifests)
@@ -66,6 +67,7 @@ def train_all(configs: Sequence[Config], at_once: int | None) -> dict[str, str]:
                 bar.update()
                 if failure:
                     failed[name] = failure
+        interruption.check()
     return failed
 
 
@@ -96,8 +98,8 @@ def _in_turn(configs: Sequence[Config], limit: int, training: Training) -> Itera
     """Train the runs, ``limit`` at a time; each one's name as it ends, with the reason where it failed."""
     waiting = deque(configs)
     running: dict[ray.ObjectRef, str] = {}
-    while waiting or running:
-        while waiting and len(running) < limit:
+    while running or (waiting and not interruption.requested()):
+        while waiting and len(running) < limit and not interruption.requested():
             config = waiting.popleft()
             running[start(training, config)] = config.run.name
         (done,), _ = ray.wait(list(running), num_returns=1)

@@ -1,4 +1,4 @@
-"""A run whose worker and then whose driver are killed ends with the bits of one that nothing disturbed."""
+"""A run that is killed, asked to make way and killed again ends with the bits of one that nothing disturbed."""
 
 import os
 import re
@@ -8,42 +8,54 @@ import time
 import pandas as pd
 from commands import WEIGHTS, without_colours
 
+from pipeline import interruption
 from pipeline.evaluation import results, scores
 
 
-def kill_after(process, step, find_victim):
-    """Read the run's output until ``step`` is done, kill what ``find_victim`` makes of that line, return the output."""
+def signal_after(process, step, number, find_victim):
+    """Read the run's output until ``step`` is done, then signal what ``find_victim`` makes of that line."""
     output = ""
     for line in process.stdout:
         output += without_colours(line)
         found = re.search(r"\(RayTrainWorker pid=(\d+)\) step (\d+)/", without_colours(line))
         if found and int(found[2]) >= step:
-            os.kill(find_victim(int(found[1])), signal.SIGKILL)
+            os.kill(find_victim(int(found[1])), number)
             return output
     raise AssertionError(f"the run ended before step {step}:\n{output}")
 
 
-def test_killed_worker_and_driver_leave_no_trace(trained, command):
+def test_killed_worker_and_driver_and_a_signal_leave_no_trace(trained, command):
     whole, arguments, _ = trained
     torn = whole.with_name("torn")
     arguments = [*arguments, "--run.name", "torn", "--evaluation.lpips", "none"]
     process = command.start("pipeline/train.py", *arguments)
-    kill_after(process, 13, lambda worker: worker)
-    output = kill_after(process, 25, lambda worker: process.pid)
-    process.wait(30)
+    signal_after(process, 13, signal.SIGKILL, lambda worker: worker)
+    output = signal_after(process, 25, signal.SIGTERM, lambda worker: process.pid)
     assert re.search(rf"continuing from {torn}/checkpoint-000000(12|24) at step \1", output)
+    assert "interrupted: the same command continues" in process.communicate(timeout=60)[0]
+    assert process.returncode == interruption.STATUS
+
+    process = command.start("pipeline/train.py", *arguments)
+    output = signal_after(process, 37, signal.SIGKILL, lambda worker: process.pid)
+    process.wait(30)
+    kept = re.search(rf"continuing from {torn}/interim-000000(\d\d) at step \1", output)
+    assert kept and int(kept[1]) > 24
     assert not (torn / "checkpoint-00000048").exists()
     time.sleep(2)  # Ray notices that the driver is gone and ends its workers
     # Ray writes its list of checkpoints in place, so that a driver may die half way through
     (torn / "checkpoint_manager_snapshot.json").write_text('{"ray_version": "2.')
     output = command("pipeline/train.py", *arguments)
-    assert re.search(rf"continuing from {torn}/checkpoint-000000(24|36) at step \1", output)
+    assert re.search(rf"continuing from {torn}/checkpoint-00000036 at step 36", output)
+
     for name in WEIGHTS:
         assert (torn / "checkpoint-00000048" / name).read_bytes() == (whole / "checkpoint-00000048" / name).read_bytes()
     lines = [(run / "metrics.jsonl").read_text().splitlines() for run in (whole, torn)]
     without_rate = [[re.sub(r'"images_per_s": [\d.]+', "", line) for line in run] for run in lines]
     assert without_rate[0] == without_rate[1]
-    # the driver died with a checkpoint that was not scored yet, of which Ray knows nothing any more
+    # the drivers ended with checkpoints that were not scored yet; what was written out of turn is not scored at all
     assert results.unscored(str(torn)) == []
+    assert sorted(scores.read_run(str(torn))["checkpoint"].unique()) == sorted(
+        scores.read_run(str(whole))["checkpoint"].unique()
+    )
     tables = [scores.read_run(str(run)).query("metric != 'lpips' and step == 48") for run in (whole, torn)]
     pd.testing.assert_frame_equal(*(table.reset_index(drop=True) for table in tables))

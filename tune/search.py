@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import ray
 
-from pipeline import launch, runs, storage
+from pipeline import interruption, launch, runs, storage
 from pipeline.command_line import argument_parser, user_errors
 from pipeline.config import Config, parse_config
 from pipeline.data.manifest import Manifest
@@ -54,6 +54,7 @@ def search(config: SearchConfig, manifests: Sequence[Manifest], study: Study) ->
         print("\n".join([sized.to_yaml(), *space.notes(config)]), flush=True)
         training = runs.Training(launch.provenance_of(manifests), ray.put(lpips))
         trials.run(sized, study, training, concurrent)
+        interruption.check()
     if not study.is_complete() and study.seconds_left() != 0:
         sys.exit(f"interrupted: {trial_tables.counts(study.trials())}; the same command continues")
 

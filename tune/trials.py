@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 from ray.tune.search import Searcher
 from tqdm import tqdm
 
-from pipeline import launch, runs, storage
+from pipeline import interruption, launch, runs, storage
 from pipeline.checkpoint import PREFIX
 from pipeline.config import Config
 from pipeline.data.manifest import Manifest
@@ -76,6 +76,8 @@ class TrialRun(tune.Trainable):  # type: ignore[misc]
         if found:
             self._has_scores = True
             result["step"], result["scores"] = found
+        elif ended and interruption.requested():
+            result["done"] = True  # it goes on another time
         elif ended:
             result |= {"done": True, "ended": True, "failure": self._failure()}
         return result
@@ -145,7 +147,7 @@ class Suggestions(_OfThisDriver, Searcher):  # type: ignore[misc]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """What the trial is to run."""
-        drawn = self._study.next()
+        drawn = None if interruption.requested() else self._study.next()
         if drawn is None:
             return Searcher.FINISHED  # type: ignore[no-any-return]
         number, parameters = drawn
@@ -154,7 +156,7 @@ class Suggestions(_OfThisDriver, Searcher):  # type: ignore[misc]
         return {"number": number, "parameters": parameters}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Keep how the trial ended; one that the end of the time cut off stays as running, to go on another time."""
+        """Keep how the trial ended; one that was cut off stays as running, to go on another time."""
         number = self._numbers.pop(trial_id)
         if error:
             self._study.fail(number, LOST)

@@ -7,6 +7,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from pipeline import interruption
+
+LOOK_S = 1.0  # between two looks at whether the job is to make way
 DEATHS = 3  # of actors while they had the same image in hand, after which it is given up
 Task = Callable[[Any, str], ray.ObjectRef]
 
@@ -34,23 +37,26 @@ class Dispatch:
 
         Raises:
             RayTaskError: the task raised an error.
+            JobInterruptedError: the job is asked to make way.
             RayError: no actor is left and none can be replaced.
         """
         for index in range(len(self._actors)):
             self._occupy(index)
         while any(self._waiting) or any(key for _, key in self._running.values()):
-            (done,), _ = ray.wait(list(self._running), num_returns=1)
-            index, key = self._running.pop(done)
-            try:
-                result = ray.get(done)
-            except RayTaskError:
-                raise
-            except RayError as death:
-                yield from self._after(death, index, key)
-            else:
-                if key is not None:
-                    yield key, result
-                self._occupy(index)
+            done, _ = ray.wait(list(self._running), num_returns=1, timeout=LOOK_S)
+            interruption.check()
+            for reference in done:
+                index, key = self._running.pop(reference)
+                try:
+                    result = ray.get(reference)
+                except RayTaskError:
+                    raise
+                except RayError as death:
+                    yield from self._after(death, index, key)
+                else:
+                    if key is not None:
+                        yield key, result
+                    self._occupy(index)
 
     def _occupy(self, index: int) -> None:
         """Give an actor its next image, or another's where its own are done."""

@@ -31,6 +31,7 @@ from pipeline.evaluation.results import EXTREMES, PICTURE, grid_file, pictures_f
 from pipeline.evaluation.scores import Table, scores_file
 from pipeline.evaluation.scoring import LIBRARIES, Row, Scorer, Shared, fit_gamma
 from pipeline.evaluation.settings import EvaluationSettings, Split
+from pipeline.interruption import JobInterruptedError
 from pipeline.training.monitor import say
 
 IMAGES_PER_ACTOR = 4  # fewer are not worth an actor's start
@@ -171,7 +172,10 @@ class Validation:
 
     def __call__(self, checkpoint: ray.train.Checkpoint) -> dict[str, float]:
         """The score that ranks the checkpoint; one that is not finite leaves it behind all others."""
-        score = self.score(storage.join(self.config.run.url, storage.name_of(checkpoint.path)))
+        try:
+            score = self.score(storage.join(self.config.run.url, storage.name_of(checkpoint.path)))
+        except JobInterruptedError:
+            return {}  # it is scored when the run continues
         return {self.config.checkpoint.ranking: score} if math.isfinite(score) else {}
 
     def score(self, url: str) -> float:

@@ -5,6 +5,7 @@ for each step:
 read this worker's part of the global batch
 losses of student and teacher -> gradients -> optimizer step -> teacher's average
 now and then: record metrics, write a checkpoint and have it scored
+when told to make way: write a checkpoint and return
 """
 
 import logging
@@ -29,6 +30,7 @@ from pipeline.data.order import Share
 from pipeline.data.shard import BadDataError
 from pipeline.training.engine import Engine, StepResult
 from pipeline.training.monitor import Monitor, say
+from pipeline.training.notices import Notices
 
 Step = tuple[int, list[Batch]]
 NOT_FINITE = (
@@ -59,7 +61,7 @@ def train(settings: dict[str, Any]) -> None:
     reporter = _Reporter(config, settings["provenance"], progress) if share.rank == 0 else None
     if reporter:
         _say_caches(loader)
-    window = _Window()
+    window, notices = _Window(), Notices(share.rank, device)
     for step, batches in _until_bad_data(loader.steps(progress.step, config.train.steps), config.run.url):
         checkpoint.seed_random_numbers(config.run.seed, step, share.rank)
         rate = config.optimizer.rate_at(step, config.train.steps)
@@ -79,12 +81,13 @@ def train(settings: dict[str, Any]) -> None:
                 metrics["skipped_pairs"] = _sum_over_workers(loader.skipped, device)
             if reporter:
                 reporter.monitor.record(progress.step, metrics)
+        notice = notices.look()
         if last or progress.step % config.checkpoint.every == 0:
-            optimizer = engine.optimizer_state()
-            if reporter:
-                reporter.write_checkpoint(task, optimizer, progress)
-            else:
-                ray.train.report({}, checkpoint_dir_name=checkpoint.name_at(progress.step))
+            _write_checkpoint(reporter, task, engine, progress, checkpoint.PREFIX)
+        elif notice:
+            _write_checkpoint(reporter, task, engine, progress, checkpoint.INTERIM)
+        if notice == "stop":
+            break
     if reporter:
         reporter.monitor.close()
 
@@ -107,10 +110,18 @@ def _build(config: Config, device: torch.device) -> tuple[TeacherStudent, Engine
 def _newest_checkpoint(run: str) -> str | None:
     """The checkpoint to continue from: Ray's latest or, where Ray has lost count, the newest whole one."""
     latest = ray.train.get_checkpoint()
-    if latest:
-        return storage.join(run, storage.name_of(latest.path))
-    whole = checkpoint.complete_checkpoints(run)
-    return whole[-1] if whole else None
+    return storage.join(run, storage.name_of(latest.path)) if latest else checkpoint.newest(run)
+
+
+def _write_checkpoint(
+    reporter: "_Reporter | None", task: TeacherStudent, engine: Engine, progress: Progress, prefix: str
+) -> None:
+    """Write a checkpoint; all workers must call this together."""
+    optimizer = engine.optimizer_state()
+    if reporter:
+        reporter.write_checkpoint(task, optimizer, progress, prefix)
+    else:
+        ray.train.report({}, checkpoint_dir_name=checkpoint.name_at(progress.step, prefix))
 
 
 def _until_bad_data(steps: Iterator[Step], run: str) -> Iterator[Step]:
@@ -167,10 +178,12 @@ class _Reporter:
         self._provenance = provenance
         self.monitor = Monitor(config.run.url, config.train.steps, progress.step, config.train.global_batch)
 
-    def write_checkpoint(self, task: TeacherStudent, optimizer: dict[str, Tensor], progress: Progress) -> None:
-        """Store a checkpoint whole and ask for its scores."""
+    def write_checkpoint(
+        self, task: TeacherStudent, optimizer: dict[str, Tensor], progress: Progress, prefix: str
+    ) -> None:
+        """Store a checkpoint whole and, unless it is an interim one, ask for its scores."""
         self.monitor.save()
-        name = checkpoint.name_at(progress.step)
+        name = checkpoint.name_at(progress.step, prefix)
         with tempfile.TemporaryDirectory() as folder:
             checkpoint.write(Path(folder), task, optimizer, progress, self._config, self._provenance)
             unscored = -WORST if self._config.checkpoint.higher_is_better else WORST
@@ -179,8 +192,11 @@ class _Reporter:
                 checkpoint=ray.train.Checkpoint.from_directory(folder),
                 checkpoint_dir_name=name,
                 checkpoint_upload_fn=self._upload,
-                validation=True,
+                validation=prefix == checkpoint.PREFIX,
             )
+        for older in checkpoint.complete_checkpoints(self._config.run.url, checkpoint.INTERIM):
+            if storage.name_of(older) != name:
+                checkpoint.delete_weights(older)
         say(f"checkpoint {storage.join(self._config.run.url, name)}")
 
     def _upload(self, local: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:

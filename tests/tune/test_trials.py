@@ -15,13 +15,15 @@ import ray
 import score_tables
 from commands import CPUS, options
 from ray import cloudpickle
+from ray.experimental.internal_kv import _internal_kv_del
 from ray.train import WorkerGroupError
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from pipeline import checkpoint, launch, runs, storage
+from pipeline import checkpoint, interruption, launch, runs, storage
 from pipeline.command_line import argument_parser
 from pipeline.config import Config, parse_config
 from pipeline.evaluation import scores
+from pipeline.interruption import JobInterruptedError
 from pipeline.launch import TrainingStoppedError
 from tune import space, trials
 from tune.settings import SearchConfig
@@ -207,6 +209,22 @@ def test_time_that_is_over_leaves_trials_to_go_on_another_time(driver, tmp_path)
     study = searched(tmp_path, formula, trials=3, hours=1)
     assert set(ended(study).values()) <= {"finished", "stopped"} and len(study.trials()) == 3
     assert {number: study.trial(number).parameters for number in began} == began
+
+
+def test_a_job_that_is_to_make_way_leaves_its_trials_to_go_on_another_time(driver, tmp_path):
+    def interrupted(config: Config) -> None:
+        write_scores(config, EVERY, 10.0)
+        interruption.request()
+        raise JobInterruptedError
+
+    try:
+        study = searched(tmp_path, interrupted, trials=4)
+        assert interruption.requested()
+    finally:
+        _internal_kv_del(interruption._key())
+    assert set(ended(study).values()) == {"running"} and len(study.trials()) <= 2
+    study = searched(tmp_path, trials=2)
+    assert set(ended(study).values()) <= {"finished", "stopped"} and len(study.trials()) == 2
 
 
 @pytest.fixture
