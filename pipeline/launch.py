@@ -27,6 +27,7 @@ from pipeline.evaluation.scoring import find_lpips
 from pipeline.evaluation.settings import EvaluationSettings
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints
+REVISION = "IAML_REVISION"  # environment variable: the git hash where the code lies without its git, as in an image
 LIBRARIES = ("torch", "ray", "deepspeed", "numpy", "pillow")
 
 
@@ -297,6 +298,8 @@ def _set_torn_snapshot_aside(url: str) -> None:
 
 
 def _git_hash() -> str:
+    if REVISION in os.environ:
+        return os.environ[REVISION]
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

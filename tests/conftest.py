@@ -20,12 +20,14 @@ hypothesis.settings.load_profile("without_deadlines")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests that take minutes as well")
+    parser.addoption("--slurm", action="store_true", help="run the tests on a Slurm of their own as well")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if "slow" in item.keywords and not config.getoption("slow"):
-            item.add_marker(pytest.mark.skip(reason="takes minutes: make test-slow"))
+        for marker, reason in (("slow", "takes minutes"), ("slurm", "starts a Slurm cluster")):
+            if marker in item.keywords and not config.getoption(marker):
+                item.add_marker(pytest.mark.skip(reason=f"{reason}: make test-{marker}"))
 
 
 @pytest.fixture(scope="session")
