@@ -41,11 +41,11 @@ CHUNK = 1 << 16
 class S3Server:
     """SeaweedFS in a folder of its own under /tmp: ``endpoint``, and the ``environment`` that reaches it."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1") -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="s3-", dir="/tmp"))
         self.key, self.secret = secrets.token_hex(8), secrets.token_hex(16)
         ports = dict(zip(("s3", "master", "volume", "filer", "admin"), _free_ports(5), strict=True))
-        self.endpoint = f"http://127.0.0.1:{ports['s3']}"
+        self.endpoint = f"http://{address}:{ports['s3']}"
         self.environment = {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": self.key,
@@ -60,7 +60,7 @@ class S3Server:
         self._log = self.folder / "log"
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                [str(WEED), "mini", *self._options(ports)],
+                [str(WEED), "mini", *self._options(address, ports)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -96,7 +96,7 @@ class S3Server:
             self._process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _options(self, ports: dict[str, int]) -> list[str]:
+    def _options(self, address: str, ports: dict[str, int]) -> list[str]:
         config, data = self.folder / "s3.json", self.folder / "data"
         data.mkdir()
         credentials = [{"accessKey": self.key, "secretKey": self.secret}]
@@ -104,8 +104,8 @@ class S3Server:
         config.write_text(json.dumps({"identities": [identity]}))
         options = {
             "dir": data,
-            "ip": "127.0.0.1",
-            "ip.bind": "127.0.0.1",
+            "ip": address,
+            "ip.bind": address,
             **{f"{name}.port": port for name, port in ports.items()},
             "s3.config": config,
             "s3.autoCreateBucket": "false",  # a missing bucket is missing, as on AWS
