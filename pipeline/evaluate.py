@@ -18,6 +18,7 @@ from pipeline.evaluation.pool import Pool, sized
 from pipeline.evaluation.results import Run
 from pipeline.evaluation.scores import Table
 from pipeline.evaluation.settings import EvaluationSettings, Split
+from pipeline.nodes import check_nodes
 from pipeline.reporting.report import REPORT, write_report
 
 
@@ -108,6 +109,7 @@ def evaluate(settings: EvaluateSettings, candidates: Sequence[Candidate], manife
         actors = evaluation.actors or 1
         with launch.cluster(actors * evaluation.cpus_per_actor):
             launch.check_room(actors * evaluation.cpus_per_actor, actors * (evaluation.gpus_per_actor or 0.0))
+            check_nodes([manifest])
             pool = Pool.start(sized(evaluation, len(keys), ray.available_resources()), manifest, split, lpips)
             for each in waiting:
                 print(f"scoring {each.url}", flush=True)

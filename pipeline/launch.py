@@ -25,9 +25,11 @@ from pipeline.evaluation.pool import Pool, Validation, sized
 from pipeline.evaluation.results import unscored
 from pipeline.evaluation.scoring import find_lpips
 from pipeline.evaluation.settings import EvaluationSettings
+from pipeline.nodes import check_nodes
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints
-REVISION = "IAML_REVISION"  # environment variable: the git hash where the code lies without its git, as in an image
+# the git hash where the code lies without its git: in an environment variable of a job, in a file of an image
+REVISION, REVISION_FILE = "IAML_REVISION", ".revision"
 LIBRARIES = ("torch", "ray", "deepspeed", "numpy", "pillow")
 
 
@@ -77,6 +79,17 @@ def cluster(cpus: int, *, quiet: bool = False) -> Iterator[None]:
             yield
     finally:
         ray.shutdown()
+
+
+def check_cluster(config: Config, manifests: Sequence[Manifest]) -> None:
+    """``ValueError`` when a node of the cluster lacks packages, data or storage; what is amiss is said of all nodes.
+
+    Args:
+        config: the run's settings, as ``with_devices`` gave them.
+        manifests: of the data sets.
+    """
+    cache = config.data.cache if config.data.cache_gib else None
+    check_nodes(manifests, config.run.storage, cache, use_gpu=bool(config.run.use_gpu))
 
 
 def cpus_needed(config: Config) -> int:
@@ -298,8 +311,10 @@ def _set_torn_snapshot_aside(url: str) -> None:
 
 
 def _git_hash() -> str:
-    if REVISION in os.environ:
-        return os.environ[REVISION]
+    file = Path(__file__).parents[1] / REVISION_FILE
+    recorded = os.environ.get(REVISION) or (file.read_text().strip() if file.exists() else "")
+    if recorded:
+        return recorded
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

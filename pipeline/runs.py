@@ -59,7 +59,9 @@ def train_all(configs: Sequence[Config], at_once: int | None) -> dict[str, str]:
     lpips = launch.check_scores(configs[0].evaluation, configs[0].checkpoint.metric)
     failed = {}
     with launch.cluster(launch.cpus_needed(configs[0]) * (at_once or 1)):
-        limit = at_once or launch.room_for(launch.with_devices(configs[0], manifests))
+        first = launch.with_devices(configs[0], manifests)
+        launch.check_cluster(first, manifests)
+        limit = at_once or launch.room_for(first)
         training = Training(provenance, ray.put(lpips))
         with tqdm(desc=f"runs, {limit} at a time", total=len(waiting), unit="run", file=sys.stdout) as bar:
             for name, failure in _in_turn(waiting, limit, training):

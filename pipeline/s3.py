@@ -65,10 +65,16 @@ _jitter = random.Random()  # its own, since the global generator's state belongs
 _lock = threading.Lock()
 
 
-def read_into(url: str, buffer: memoryview, offset: int = 0, patience_s: float = PATIENCE_S) -> None:
-    """Fill ``buffer`` from the object's byte ``offset`` on; a ``ValueError`` when the object ends before."""
+def read_into(url: str, buffer: memoryview, offset: int = 0, patience_s: float = PATIENCE_S) -> int:
+    """Fill ``buffer`` from the object's byte ``offset`` on; a ``ValueError`` when the object ends before.
+
+    Returns:
+        How many more attempts than one it took.
+    """
+    patience = _Patience(url, patience_s)
     if buffer.nbytes:  # HTTP has no empty ranges
-        _Download(url, offset, buffer.cast("B")).run(patience_s)
+        _Download(url, offset, buffer.cast("B")).run(patience)
+    return patience.retries
 
 
 def read(url: str, offset: int = 0, length: int | None = None, patience_s: float = BRIEF_PATIENCE_S) -> bytes:
@@ -76,7 +82,7 @@ def read(url: str, offset: int = 0, length: int | None = None, patience_s: float
     if length == 0:
         return b""
     space = None if length is None else memoryview(bytearray(length))
-    return bytes(_Download(url, offset, space).run(patience_s))
+    return bytes(_Download(url, offset, space).run(_Patience(url, patience_s)))
 
 
 def write(url: str, data: bytes, patience_s: float = PATIENCE_S) -> None:
@@ -123,6 +129,7 @@ class _Patience:
     def __init__(self, url: str, limit_s: float) -> None:
         self._url = url
         self._limit_s = limit_s
+        self.retries = 0
         self.renew()
 
     def renew(self) -> None:
@@ -137,6 +144,7 @@ class _Patience:
             raise _explained(self._url, error) from error
         time.sleep(min(left_s, self._pause_s * _jitter.uniform(0.5, 1.0)))
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+        self.retries += 1
 
 
 class _Download:
@@ -150,9 +158,8 @@ class _Download:
         self._furthest = 0
         self._restart()
 
-    def run(self, patience_s: float) -> memoryview:
+    def run(self, patience: _Patience) -> memoryview:
         """Fetch all of it, in as many attempts as it takes."""
-        patience = _Patience(self._url, patience_s)
         while True:
             try:
                 return self._attempt(patience)

@@ -97,24 +97,27 @@ def read_bytes(
     return data
 
 
-def read_into(url: str, buffer: memoryview, offset: int = 0, *, patience_s: float = s3.PATIENCE_S) -> None:
+def read_into(url: str, buffer: memoryview, offset: int = 0, *, patience_s: float = s3.PATIENCE_S) -> int:
     """Fill ``buffer`` with a file's bytes from ``offset`` on.
 
     A transfer from S3 that breaks off goes on at the byte where it did; it fails when no byte has come for
     ``patience_s`` seconds. If the file is replaced meanwhile, all bytes are those of the new one.
+
+    Returns:
+        How many requests to S3 had to be made again.
 
     Raises:
         FileNotFoundError: nothing is there.
         ValueError: the file ends before the buffer is full.
     """
     if not is_local(url):
-        s3.read_into(absolute(url), buffer, offset, patience_s)
-        return
+        return s3.read_into(absolute(url), buffer, offset, patience_s)
     with Path(absolute(url)).open("rb") as file:
         file.seek(offset)
         count = file.readinto(buffer)
     if count != buffer.nbytes:
         raise _too_short(url, buffer.nbytes, offset, count)
+    return 0
 
 
 def write_bytes(url: str, data: bytes, *, patience_s: float = s3.PATIENCE_S) -> None:

@@ -39,6 +39,7 @@ def run(config: Config) -> None:
     with launch.cluster(launch.cpus_needed(config)):
         config = launch.with_devices(config, manifests)
         print(config.to_yaml(), flush=True)
+        launch.check_cluster(config, manifests)
         try:
             launch.train(config, manifests, provenance, lpips)
         except launch.TrainingStoppedError as reason:

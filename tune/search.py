@@ -52,6 +52,7 @@ def search(config: SearchConfig, manifests: Sequence[Manifest], study: Study) ->
     with launch.cluster(launch.cpus_needed(config) * (config.search.concurrent or 1), quiet=True):
         sized, concurrent = trials.with_room(config, manifests)
         print("\n".join([sized.to_yaml(), *space.notes(config)]), flush=True)
+        launch.check_cluster(sized, manifests)
         training = runs.Training(launch.provenance_of(manifests), ray.put(lpips))
         trials.run(sized, study, training, concurrent)
         interruption.check()

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
-from threading import Semaphore
+from threading import Lock, Semaphore
 from typing import BinaryIO
 
 import numpy as np
@@ -54,10 +54,13 @@ class Cache:
 
     Attributes:
         keeps_pixels: whether there is room for all decoded images.
+        written_bytes: that this process put there.
     """
 
     def __init__(self, folder: Path, limit: int, name: str, shards: int, pixels: int) -> None:
         self.keeps_pixels = False
+        self.written_bytes = 0
+        self._count_lock = Lock()
         self._root = folder.expanduser()
         self._folder = self._root / name
         self._room = 0
@@ -76,10 +79,15 @@ class Cache:
 
     def __str__(self) -> str:
         """What is kept, for the log."""
-        if self._broken or not self._room:
+        if not self.room_bytes:
             return f"cache {self._root}: no room for this data set; it is read and decoded anew in each epoch"
         kept = "decoded images" if self.keeps_pixels else "shards (decoded images do not fit)"
-        return f"cache {self._root}: keeps {kept}, up to {self._room / 2**30:.2f} GiB"
+        return f"cache {self._root}: keeps {kept}, up to {self.room_bytes / 2**30:.2f} GiB"
+
+    @property
+    def room_bytes(self) -> int:
+        """How much of the data set may be kept; 0 once the disk has failed."""
+        return 0 if self._broken else self._room
 
     def shard(self, record: ShardRecord) -> mmap.mmap | None:
         """The bytes of a shard, if it is there."""
@@ -123,7 +131,11 @@ class Cache:
     def _put(self, pixels: "PixelFile", sample: int, pair: Pair) -> None:
         if not self._broken:
             with self._or_without():
-                pixels.put(sample, pair)
+                self._count(pixels.put(sample, pair))
+
+    def _count(self, size: int) -> None:
+        with self._count_lock:
+            self.written_bytes += size
 
     def _reserve(self, limit: int, shards: int, pixels: int) -> None:
         """Share out the space: all decoded images if they fit, otherwise as many of the shards as fit."""
@@ -160,9 +172,12 @@ class Cache:
                 is_new = is_ours and _size_of(path) != size and self._take_room(file, size)
                 if is_ours and not is_new:
                     partial.unlink()
-            if not is_new:
+            made = NewFile(file, partial, path, self._or_without) if is_new else None
+            if made is None:
                 stack.close()
-            yield NewFile(file, partial, path, self._or_without) if is_new else None
+            yield made
+            if made:
+                self._count(made.written_bytes)
 
     def _take_room(self, file: BinaryIO, size: int) -> bool:
         """Give the file its size, by which others see its room taken, if there is so much."""
@@ -185,7 +200,7 @@ class Cache:
 
 
 class NewFile:
-    """A file in the making. Where its disk fails, it is never finished."""
+    """A file in the making, of which ``written_bytes`` are there. Where its disk fails, it is never finished."""
 
     def __init__(
         self, file: BinaryIO, partial: Path, path: Path, or_without: Callable[[], AbstractContextManager[None]]
@@ -195,6 +210,7 @@ class NewFile:
         self._path = path
         self._or_without = or_without
         self._is_whole = True
+        self.written_bytes = 0
 
     def write(self, data: bytes | memoryview, offset: int) -> None:
         """Put bytes at their place."""
@@ -203,6 +219,7 @@ class NewFile:
             self._file.seek(offset)
             written = self._file.write(data)
             self._file.flush()
+        self.written_bytes += written
         self._is_whole &= written == len(data)
 
     def finish(self) -> None:
@@ -266,15 +283,18 @@ class PixelFile:
                 self._known[sample] = known = pair
         return known
 
-    def put(self, sample: int, pair: Pair) -> None:
-        """Keep a pair; one that is larger than its slot is not kept."""
+    def put(self, sample: int, pair: Pair) -> int:
+        """Keep a pair, of so many bytes; one that is larger than its slot is not kept."""
         slot = self._slots[sample].copy()
         slot["height"], slot["width"], _ = pair.low.shape
         slot["check"] = _checksum(pair)
-        if view := self._view(slot):
-            os.pwritev(self._file.fileno(), [pair.low.data, pair.clean.data], int(slot["offset"]))
-            os.pwrite(self._file.fileno(), slot.tobytes(), HEADER.itemsize + sample * SLOT.itemsize)
-            self._known[sample] = view
+        view = self._view(slot)
+        if view is None:
+            return 0
+        written = os.pwritev(self._file.fileno(), [pair.low.data, pair.clean.data], int(slot["offset"]))
+        os.pwrite(self._file.fileno(), slot.tobytes(), HEADER.itemsize + sample * SLOT.itemsize)
+        self._known[sample] = view
+        return written
 
     def _view(self, slot: np.void) -> Pair | None:
         height, width = int(slot["height"]), int(slot["width"])

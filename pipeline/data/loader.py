@@ -4,6 +4,7 @@ plan    the visits of the steps to come, about a window of shards ahead; their s
 cut     crops of the next few steps, decoded or from the cache, copied straight into their batches
 """
 
+import time
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
@@ -43,6 +44,26 @@ class Batch(NamedTuple):
         return turned(low, self.turns), turned(clean, self.turns)
 
 
+class LoaderState(NamedTuple):
+    """How a worker's data flow: what waits ahead of training, and totals since the loader was made.
+
+    ``planned_steps`` have their shards fetched, ``ready_steps`` have their crops cut. Steps have waited ``wait_s``
+    seconds for their crops, and were given ``pairs``; ``decoded_pairs`` were decoded, since no cache held them.
+    Of shards, ``fetched_bytes`` came from S3, after as many ``retries``. The data sets have ``cache_bytes`` of room
+    in the node's cache, in which this worker put ``cached_bytes``.
+    """
+
+    planned_steps: int
+    ready_steps: int
+    wait_s: float
+    pairs: int
+    decoded_pairs: int
+    fetched_bytes: int
+    retries: int
+    cache_bytes: int
+    cached_bytes: int
+
+
 class Loader:
     """The batches of one worker: a pure function of the data, the settings, the worker's share and the step.
 
@@ -65,11 +86,30 @@ class Loader:
         self._plan_ahead = self._steps_of_window()
         self._memory = _Memory((2, share.micro_batch, settings.crop, settings.crop, 3))
         self._fetched: OrderedDict[tuple[int, int], None] = OrderedDict()
+        self._planned: deque[list[_Plan]] = deque()
+        self._being_cut: deque[list[_Cut]] = deque()
+        self._wait_s = 0.0
+        self._pairs = 0
 
     @property
     def skipped(self) -> int:
         """Visits of bad pairs so far that got another pair instead."""
         return sum(stream.skipped for stream in self.streams)
+
+    def state(self) -> LoaderState:
+        """How the data flow; to be asked by the thread that takes the steps."""
+        caches = [stream.cache for stream in self.streams if stream.cache]
+        return LoaderState(
+            planned_steps=len(self._planned),
+            ready_steps=sum(all(one.is_ready() for one in step) for step in self._being_cut),
+            wait_s=self._wait_s,
+            pairs=self._pairs,
+            decoded_pairs=sum(stream.decoded for stream in self.streams),
+            fetched_bytes=sum(stream.fetched_bytes for stream in self.streams),
+            retries=sum(stream.retries for stream in self.streams),
+            cache_bytes=sum(cache.room_bytes for cache in caches),
+            cached_bytes=sum(cache.written_bytes for cache in caches),
+        )
 
     def steps(self, start: int, stop: int) -> Iterator[tuple[int, list[Batch]]]:
         """The steps ``start`` to ``stop`` (excluded), each with its micro-batches.
@@ -78,17 +118,21 @@ class Loader:
             BadDataError: a pair can't be read, and the settings don't skip it.
             OSError: a shard stayed out of reach.
         """
-        planned: deque[list[_Plan]] = deque()
-        cut: deque[list[_Cut]] = deque()
+        planned = self._planned = deque()
+        being_cut = self._being_cut = deque()
         with ExitStack() as stack:
             fetchers = _pool(stack, self._settings.fetches, "fetch")
             cutters = _pool(stack, self._settings.threads, "cut")
             plans = self._plan(start, stop, fetchers)
             for step in range(start, stop):
+                asked = time.perf_counter()
                 planned.extend(islice(plans, self._plan_ahead - len(planned)))
-                while planned and len(cut) <= self._settings.ahead:
-                    cut.append([self._cut(plan, cutters) for plan in planned.popleft()])
-                yield step, [one.batch() for one in cut.popleft()]
+                while planned and len(being_cut) <= self._settings.ahead:
+                    being_cut.append([self._cut(plan, cutters) for plan in planned.popleft()])
+                batches = [one.batch() for one in being_cut.popleft()]
+                self._pairs += self._share.micro_batch * self._share.accumulation
+                self._wait_s += time.perf_counter() - asked
+                yield step, batches
 
     def _make_order(self) -> Order:
         batch = self._share.global_batch if self._settings.drop_last else None
@@ -164,6 +208,9 @@ class _Cut(NamedTuple):
     futures: list[Future[None]]
     crops: NDArray[np.uint8]
     turns: NDArray[np.int64]
+
+    def is_ready(self) -> bool:
+        return all(future.done() for future in self.futures)
 
     def batch(self) -> Batch:
         for future in self.futures:

@@ -38,12 +38,14 @@ class PairStream:
         shards: the split's shards.
         cache: the node's cache; ``None`` when it is turned off.
         skipped: visits of bad pairs that got the next good pair instead.
+        decoded: pairs that were decoded, since the cache did not hold them.
+        fetched_bytes: of shards, as they came from S3; ``retries`` of the requests had to be made again.
     """
 
     def __init__(self, manifest: Manifest, split: str, settings: DataSettings) -> None:
         self.shards = manifest.split(split)
         self.cache: Cache | None = None
-        self.skipped = 0
+        self.skipped = self.decoded = self.fetched_bytes = self.retries = 0
         self._manifest = manifest
         self._split = split
         self._skips = settings.on_bad_data == "skip"
@@ -108,6 +110,11 @@ class PairStream:
                 "\n  ".join([str(error), *damage[:NAMED], *(["..."] if damage[NAMED:] else [])])
             ) from error
 
+    def count_decoded(self) -> None:
+        """A pair was decoded."""
+        with self._lock:
+            self.decoded += 1
+
     def _opened(self, index: int) -> "_OpenShard":
         with self._lock:
             found = self._open.get(index)
@@ -166,11 +173,12 @@ class PairStream:
             for start in range(0, record.size, PART):
                 part = space(start, min(start + PART, record.size))
                 try:
-                    storage.read_into(url, part, start)
+                    retries = storage.read_into(url, part, start) + (attempt > 1)
                 except FileNotFoundError as error:
                     raise BadDataError(f"{record.name}: is missing") from error
                 except ValueError as error:
                     raise BadDataError(f"{record.name}: has not the {record.size} bytes that were packed") from error
+                self._count_fetched(len(part), retries)
                 digest.update(part)
                 use(part, start)
             if digest.hexdigest() == record.sha256:
@@ -178,6 +186,11 @@ class PairStream:
                 return
             logger.warning("%s arrived changed (SHA-256), attempt %d of %d", url, attempt, TRIES)
         raise BadDataError(f"{record.name}: differs from the shard that was packed (SHA-256)")
+
+    def _count_fetched(self, size: int, retries: int) -> None:
+        with self._lock:
+            self.fetched_bytes += size
+            self.retries += retries
 
     def _is_sound(self, index: int, record: ShardRecord, data: mmap.mmap) -> bool:
         """Whether the bytes of a file are those that were packed; each process compares them once."""
@@ -249,6 +262,7 @@ class _OpenShard:
         if self._pixels and (known := self._pixels.get(sample)):
             return known
         pair = self._bytes().decode(sample)
+        self._stream.count_decoded()
         if self._cache and self._pixels:
             self._cache.keep(self._pixels, sample, pair)
         return pair

@@ -6,6 +6,7 @@ goes on, and ranks the checkpoints by what it returns.
 
 import math
 import tempfile
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ from pipeline.training.monitor import say
 IMAGES_PER_ACTOR = 4  # fewer are not worth an actor's start
 GPU_SHARE = 0.5
 QUALITY = 90  # of those pictures, WebP
+TELL_S = 2.0
 COLUMNS = {"low": "low", "gamma": "gamma correction", "enhanced": "enhanced", "clean": "clean"}
 
 
@@ -122,6 +124,11 @@ class Pool:
         )
         return self._table(url, 0, found, ("input", "gamma", "images"))
 
+    def tell(self, run: str, table: Table, seconds: float) -> None:
+        """Tell Prometheus a checkpoint's scores and how long they took, by an actor, which lasts as long as the run."""
+        told = self.actors[0].tell.remote(run, table, seconds)
+        ray.wait([told], timeout=TELL_S)  # it may be stopped right after
+
     def _each(self, task: Task, *, keys: Collection[str] | None = None, progress: bool = False) -> dict[str, Any]:
         """What ``task(actor, key)`` gives for each of ``keys``, all by default."""
         shares = [[key for key in share if keys is None or key in keys] for share in self.shares]
@@ -180,7 +187,10 @@ class Validation:
 
     def score(self, url: str) -> float:
         """Score the run's checkpoint at ``url``; returns the score that ranks it."""
-        score = float(score_of_images(self.pool.score(url), self.config).mean(skipna=False))
+        began = time.monotonic()
+        scored = self.pool.score(url)
+        self.pool.tell(self.config.run.name, scored, time.monotonic() - began)
+        score = float(score_of_images(scored, self.config).mean(skipna=False))
         table = scores.put_together(self.config.run.url)
         prune(self.config, table[table["data"] == self.pool.data])
         say(f"{storage.name_of(url)} scored: {self.config.checkpoint.ranking} {score:.4f}")

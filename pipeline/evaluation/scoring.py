@@ -23,7 +23,9 @@ from pipeline.data.pairs import Pair, read_pair
 from pipeline.evaluation.backbone import BackboneWeights, LpipsUnavailable, find_backbone
 from pipeline.evaluation.perceptual import Lpips
 from pipeline.evaluation.results import BRIGHTEST_ERROR, VIEWS
+from pipeline.evaluation.scores import Table, means
 from pipeline.evaluation.settings import OVERLAP, EvaluationSettings, Split
+from pipeline.telemetry import Telemetry
 
 LIBRARIES = ", ".join(f"{name} {version(name)}" for name in ("torch", "lpips", "numpy", "pillow"))
 FAILURES = (ValueError, RuntimeError, OSError)  # of one image: unreadable, too small, out of memory
@@ -117,6 +119,14 @@ class Scorer:
 
     def ready(self) -> None:
         """Answers once the scorer stands."""
+
+    def tell(self, run: str, table: Table, seconds: float) -> None:
+        """Tell Prometheus the scores of a run's newest checkpoint, and how long they took."""
+        images, step = table["key"].nunique(), int(table["step"].max())
+        Telemetry(run=run).tell({"scored_step": step, "scored_images": images, "scoring_s": seconds})
+        for (protocol, metric), column in means(table).items():
+            for method, value in column.items():
+                Telemetry(run=run, method=method, protocol=protocol).tell({f"score_{metric}": value})
 
     def score(self, key: str, shared: Shared) -> list[Row]:
         """The rows of one image by ``input``, ``gamma``, ``student`` and ``averaged``."""

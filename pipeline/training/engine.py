@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, cast
 
 import deepspeed
@@ -77,11 +78,14 @@ class Engine:
         # only DeepSpeed's inference uses this operator, which each CPU worker would compile when it starts
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._engine, *_ = deepspeed.initialize(
+            args=arguments_for(self._device),
             model=task,
             optimizer=self._adam(),
             config=self._config(micro_batch, accumulation),
             dist_init_required=False,
         )
+        if self._engine.device != self._device:
+            raise RuntimeError(f"DeepSpeed would train on {self._engine.device}, the networks lie on {self._device}")
         self._start_moments(steps=0)
 
     def step(self, batches: Sequence[tuple[Tensor, Tensor]], learning_rate: float) -> StepResult:
@@ -177,3 +181,13 @@ class Engine:
             },
             "steps_per_print": None,
         }
+
+
+def arguments_for(device: torch.device) -> SimpleNamespace | None:
+    """DeepSpeed's arguments for training on ``device``.
+
+    By itself it takes the GPU whose index is LOCAL_RANK, which is not always the one that Ray gave the worker: Ray
+    sorts the GPUs that it shows to workers as text, 10 before 9, and counts local ranks by address, which several
+    nodes may share.
+    """
+    return None if device.index is None else SimpleNamespace(device_rank=device.index)

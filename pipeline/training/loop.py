@@ -10,7 +10,7 @@ when told to make way: write a checkpoint and return
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from pipeline.data.loader import Batch, Loader
 from pipeline.data.manifest import load_manifest
 from pipeline.data.order import Share
 from pipeline.data.shard import BadDataError
+from pipeline.telemetry import Telemetry
+from pipeline.training import placement
 from pipeline.training.engine import Engine, StepResult
 from pipeline.training.monitor import Monitor, say
 from pipeline.training.notices import Notices
@@ -59,9 +61,11 @@ def train(settings: dict[str, Any]) -> None:
     task, engine, progress = _build(config, device)
     loader = Loader([load_manifest(url) for url in config.data.urls], config.data, share, config.run.seed)
     reporter = _Reporter(config, settings["provenance"], progress) if share.rank == 0 else None
+    places = placement.gather()
     if reporter:
-        _say_caches(loader)
+        _say_all([*placement.describe(places), *(str(stream.cache) for stream in loader.streams if stream.cache)])
     window, notices = _Window(), Notices(share.rank, device)
+    telemetry = Telemetry(run=config.run.name, rank=str(share.rank))
     for step, batches in _until_bad_data(loader.steps(progress.step, config.train.steps), config.run.url):
         checkpoint.seed_random_numbers(config.run.seed, step, share.rank)
         rate = config.optimizer.rate_at(step, config.train.steps)
@@ -79,6 +83,7 @@ def train(settings: dict[str, Any]) -> None:
             metrics = window.means(rate)
             if config.data.on_bad_data == "skip":
                 metrics["skipped_pairs"] = _sum_over_workers(loader.skipped, device)
+            telemetry.tell(loader.state()._asdict())
             if reporter:
                 reporter.monitor.record(progress.step, metrics)
         notice = notices.look()
@@ -194,6 +199,8 @@ class _Reporter:
                 checkpoint_upload_fn=self._upload,
                 validation=prefix == checkpoint.PREFIX,
             )
+        if prefix == checkpoint.PREFIX:
+            self.monitor.note_checkpoint(progress.step)
         for older in checkpoint.complete_checkpoints(self._config.run.url, checkpoint.INTERIM):
             if storage.name_of(older) != name:
                 checkpoint.delete_weights(older)
@@ -205,10 +212,9 @@ class _Reporter:
         return ray.train.Checkpoint(f"{place.experiment_fs_path}/{name}", filesystem=place.storage_filesystem)
 
 
-def _say_caches(loader: Loader) -> None:
-    for stream in loader.streams:
-        if stream.cache:
-            say(f"{stream.cache}")
+def _say_all(lines: Sequence[str]) -> None:
+    for line in lines:
+        say(line)
 
 
 def _say_left_out(progress: Progress, result: StepResult, rank: int) -> None:

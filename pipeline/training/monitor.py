@@ -1,4 +1,4 @@
-"""What rank 0 shows of a run: lines in the terminal, TensorBoard, and a metrics file.
+"""What rank 0 shows of a run: lines in the terminal, TensorBoard, a metrics file, and Prometheus.
 
 <run>/metrics.jsonl     one record for each logged step
 <run>/tensorboard/      the same as TensorBoard events
@@ -14,6 +14,7 @@ from typing import Any
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from pipeline import storage
+from pipeline.telemetry import Telemetry
 
 METRICS, EVENTS = "metrics.jsonl", "tensorboard"
 
@@ -36,6 +37,7 @@ class Monitor:
         self._events = _event_folder(run)
         self._writer = SummaryWriter(str(self._events), purge_step=start + 1)
         self._since = (time.monotonic(), start)
+        self._telemetry = Telemetry(run=storage.name_of(run))
 
     def record(self, step: int, metrics: dict[str, float]) -> None:
         """Show and keep the metrics of the steps up to ``step`` since the last record."""
@@ -44,12 +46,17 @@ class Monitor:
         rate = (step - first) / (now - before)
         record = {"step": step, **metrics, "images_per_s": rate * self._global_batch}
         self._records.append(record)
+        self._telemetry.tell(record)
         for name, value in record.items():
             if name != "step":
                 self._writer.add_scalar(name, value, step)
         remaining = (self._steps - step) / rate
         values = "  ".join(f"{name} {value:.4g}" for name, value in record.items() if name != "step")
         say(f"step {step}/{self._steps}  {values}  ETA {remaining // 60:.0f}m{remaining % 60:02.0f}s")
+
+    def note_checkpoint(self, step: int) -> None:
+        """A checkpoint that is to be scored has been written."""
+        self._telemetry.tell({"checkpoint_step": step})
 
     def save(self) -> None:
         """Write the records to the run's storage, whole."""

@@ -229,10 +229,12 @@ def test_image_trains_as_an_ordinary_user_with_a_read_only_root(image: Image, tm
     changes |= {"--run.workers": "2", "--evaluation.lpips": "alex", "--train.global-batch": "4"}
     train = f"RAY_ADDRESS=auto python pipeline/train.py {' '.join(options(**changes))}"
     output = image.run(
-        f"id -u && ! touch /app/x && ray start --head --num-cpus 4 && {healthy} && {train}",
+        f"id -u && ! touch /app/x && ray start --head --num-cpus 4 && {healthy} && {train} "
+        "&& cat ~/runs/small/provenance.json",
         writable=("/tmp", "/home/iaml"),
         mounts={"/tmp/shards": Path(packed(tmp_path))},
     )
     assert output.startswith("10001\n")
     assert "raylet: success" in output
     assert "report: /home/iaml/runs/small/report.html" in output
+    assert '"git": "0123abc"' in output

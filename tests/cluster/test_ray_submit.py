@@ -103,7 +103,7 @@ def test_mistakes_end_with_status_2(
 
 
 def test_the_log_and_the_commands_status_reach_the_client(command: Command) -> None:
-    script = "import os, sys; print('commit', os.environ['IAML_GIT']); sys.exit(75)"
+    script = "import os, sys; print('commit', os.environ['IAML_REVISION']); sys.exit(75)"
     done = subprocess.run(
         arguments("--address", command.head.dashboard, command=["python", "-c", script]),
         cwd="/", env=command.environment | {"RAY_ADDRESS": "127.0.0.1:1"}, capture_output=True, text=True,
@@ -152,6 +152,7 @@ def test_the_exit_status_is_what_a_shell_would_give(
     assert str(details.get("message", "")) in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_job_running_and_says_how_to_stop_it(command: Command) -> None:
     script = "import time; print('begun', flush=True); time.sleep(300)"
     client = subprocess.Popen(

@@ -104,7 +104,7 @@ def undisturbed(cluster) -> str:
 def test_training_over_two_nodes_ends_in_scores(cluster, undisturbed):
     log = cluster.log(undisturbed)
     assert "Ray runs on 2 nodes: n1, n2" in log
-    assert re.search(rf"checkpoint-{STEPS:08d} scored: psnr \d+\.\d+", log)
+    assert re.search(rf"checkpoint-{STEPS:08d} scored: dev_student_psnr \d+\.\d+", log)
     assert re.search(r"^student +\d+\.\d\d +0\.\d{4}", log, re.MULTILINE)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 # a token of the tests' own, whatever the machine's Ray is set up to ask for; Ray reads it as it is imported
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+os.environ |= {"RAY_metrics_report_interval_ms": "1000"}  # a tenth of the usual, since tests wait for it
 ROOT = Path(__file__).parents[2]
 CPUS = 8  # more than the machine may have: the tests' workers and actors share its cores
 START_S = 60
@@ -33,14 +34,19 @@ WEIGHTS = ("student.safetensors", "teacher.safetensors", "optimizer.safetensors"
 
 
 class RayHead:
-    """A Ray head of its own: ``address`` for drivers, ``dashboard`` for jobs; ``environment`` is its workers' too."""
+    """A Ray head of its own: ``address`` for drivers, ``dashboard`` for jobs, ``metrics`` for Prometheus.
+
+    Its ``environment`` is its workers' too.
+    """
 
     def __init__(self, folder: str, environment: dict[str, str]) -> None:
-        port, dashboard, agent = _free_port(), _free_port(), _free_port()
+        port, dashboard, agent, metrics = (_free_port() for _ in range(4))
         self.address = f"127.0.0.1:{port}"
         self.dashboard = f"http://127.0.0.1:{dashboard}"
+        self.metrics = f"http://127.0.0.1:{metrics}/metrics"
         options = {"port": port, "dashboard-port": dashboard, "num-cpus": CPUS, "temp-dir": folder}
         options["dashboard-agent-listen-port"] = agent  # jobs need it, and its default may be another Ray's
+        options["metrics-export-port"] = metrics
         self.environment = {
             **os.environ,
             **environment,
@@ -66,16 +72,20 @@ class RayHead:
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
 
-    def add_node(self) -> subprocess.Popen[bytes]:
-        """Start another node in a process group of its own."""
-        options = {"address": self.address, "num-cpus": CPUS}
+    def add_node(
+        self, address: str = "127.0.0.1", environment: dict[str, str] | None = None, **options: int | str
+    ) -> subprocess.Popen[bytes]:
+        """Start another node in a process group of its own, with more of ``ray start``'s options, as ``num_gpus``."""
+        given = {"address": self.address, "node-ip-address": address, "num-cpus": CPUS} | {
+            name.replace("_", "-"): value for name, value in options.items()
+        }
         return subprocess.Popen(
-            [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--node-ip-address=127.0.0.1"]
-            + [f"--{name}={value}" for name, value in options.items()],
+            [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
+            + [f"--{name}={value}" for name, value in given.items()],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-            env=self.environment,
+            env=self.environment | (environment or {}),
         )
 
     def _wait_for(self, port: int) -> None:

@@ -197,3 +197,62 @@ def test_crops_lie_anywhere_in_the_image(tmp_path):
     ]
     assert min(lefts) == 0 and max(lefts) == 200 - 32
     assert np.histogram(lefts, bins=13, range=(0, 169))[0] == pytest.approx(2000 / 13, rel=0.35)
+
+
+def finished(loader, steps):
+    """The state after so many steps, once the cache is written."""
+    list(loader.steps(0, steps))
+    for stream in loader.streams:
+        stream.cache._writer.shutdown()
+    return loader.state()
+
+
+def test_states_what_was_decoded_and_what_the_cache_held(url, tmp_path):
+    pairs, shards = 9, 3
+    one, header = 72 * 48 * 3 * 2, 16 + 32 * pairs // shards
+    cold = finished(loader(url, Share(1, 2, 2, 2), cache=tmp_path), 20)
+    assert cold.pairs == 20 * 2 * 2
+    assert pairs <= cold.decoded_pairs < cold.pairs
+    assert cold.cached_bytes == cold.decoded_pairs * one + shards * header
+    assert cold.cache_bytes == pairs * one
+    warm = finished(loader(url, Share(0, 1, BATCH, 1), cache=tmp_path), 20)
+    assert (warm.pairs, warm.decoded_pairs, warm.cached_bytes) == (20 * BATCH, 0, 0)
+    assert (cold.fetched_bytes, cold.retries) == (warm.fetched_bytes, warm.retries) == (0, 0), "the shards are local"
+    bare = loader(url, Share(0, 1, BATCH, 1), cache_gib=0)
+    list(bare.steps(0, 20))
+    assert bare.state().decoded_pairs == 20 * BATCH and bare.state().cache_bytes == 0
+
+
+def test_states_how_many_steps_are_ready_ahead(url):
+    held, ahead = threading.Event(), 3
+    one = loader(url, Share(0, 1, BATCH, 1), ahead=ahead, shuffle_shards=8)
+    window = 8 * 3 // BATCH  # the steps that the samples of a window last
+    assert one.state()[:2] == (0, 0)
+    steps = one.steps(0, 20)
+    next(steps)
+    deadline = time.monotonic() + 10
+    while one.state().ready_steps < ahead and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert one.state()[:2] == (window - 1 - ahead, ahead)
+    cut = one.streams[0].pair
+    one.streams[0].pair = lambda *place: held.wait(10) and cut(*place)
+    next(steps)
+    assert one.state()[:2] == (window - 1, ahead - 1), "the step that was begun last can't become ready"
+    held.set()
+    list(steps)
+    assert one.state()[:2] == (0, 0)
+
+
+def test_states_how_long_training_waited_and_not_how_long_it_took(url):
+    def waited(training_s):
+        one = loader(url, Share(0, 1, BATCH, 1), ahead=1, threads=1)
+        cut = one.streams[0].pair
+        one.streams[0].pair = lambda *place: time.sleep(0.01) or cut(*place)
+        for _ in one.steps(0, 6):
+            time.sleep(training_s)
+        return one.state().wait_s
+
+    began = time.monotonic()
+    in_vain = waited(0)
+    assert 6 * BATCH * 0.01 <= in_vain <= time.monotonic() - began
+    assert waited(0.1) < in_vain

@@ -1,6 +1,7 @@
 """The stream from a real S3 server, also when the way to it breaks: the same samples as from an undisturbed disk."""
 
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -142,3 +143,21 @@ def test_a_cached_shard_that_has_changed_is_fetched_again(local, url, faults, tm
     faults.reset()
     assert same(crops(url, tmp_path, **settings), expected)
     assert any(request.path.endswith(".tar") for request in faults.requests)
+
+
+def test_counts_what_was_fetched_and_how_often_it_had_to_be_tried_again(local, url, faults, tmp_path):
+    def fetched(folder):
+        stream = PairStream(load_manifest(url), "train", DataSettings(url=url, cache=tmp_path / folder))
+        for shard in range(len(stream.shards)):
+            stream.pair(shard, 0)
+        return stream.fetched_bytes, stream.retries
+
+    sizes = [path.stat().st_size for path in sorted(Path(local).glob("train-*.tar"))]
+    assert fetched("first") == (sum(sizes), 0)
+    assert fetched("first") == (0, 0)
+    faults.add(Fault("status", SHARDS, times=2))
+    faults.add(Fault("truncate", SHARDS, times=1, at=20_000))
+    assert fetched("second") == (sum(sizes), 3)
+    faults.reset()
+    faults.add(Fault("flip", "train-000001.tar", times=1, at=20_000))
+    assert fetched("third") == (sum(sizes) + sizes[1], 1)

@@ -113,3 +113,52 @@ def test_a_checkpoint_may_come_before_the_first_step_that_is_applied(zero_stage)
     found = run_workers(1, train, zero_stage, 1, 0, 1, None, 0)[0]
     assert found["steps"][0][2] is False
     assert all(not moment.any() for moment in found["optimizer"].values())
+
+
+def device_of_deepspeed(device):
+    """The GPU that DeepSpeed makes the current one and trains on, where LOCAL_RANK is 0."""
+    from types import SimpleNamespace
+    from unittest.mock import Mock, patch
+
+    import deepspeed.runtime.engine as deepspeed_engine
+
+    from pipeline.training.engine import arguments_for
+
+    accelerator = Mock(device_name=lambda index: f"cuda:{index}")
+    engine = SimpleNamespace(local_rank=0)
+    with (
+        patch.object(deepspeed_engine, "get_accelerator", return_value=accelerator),
+        patch.object(deepspeed_engine, "dist"),
+    ):
+        deepspeed_engine.DeepSpeedEngine._set_distributed_vars(engine, arguments_for(torch.device(device)))
+    return accelerator.set_device.call_args.args, str(engine.device)
+
+
+def test_deepspeed_trains_on_the_gpu_of_the_networks_whatever_the_local_rank():
+    assert run_workers(1, device_of_deepspeed, "cuda:3") == [((3,), "cuda:3")]
+
+
+def build_on_another_device():
+    """What the engine says, and what it told DeepSpeed, when DeepSpeed takes another device all the same."""
+    from types import SimpleNamespace
+    from unittest.mock import patch
+
+    import deepspeed
+
+    from pipeline.training import engine
+
+    elsewhere = SimpleNamespace(device=torch.device("cuda:1"))
+    with (
+        patch.object(deepspeed, "initialize", return_value=[elsewhere]) as initialize,
+        patch.object(engine, "arguments_for", side_effect=lambda device: f"train on {device}"),
+    ):
+        try:
+            engine.Engine(TeacherStudent(NetworkSettings(width=1 / 16)), engine.OptimizerSettings(), 1, 1)
+        except RuntimeError as error:
+            return str(error), initialize.call_args.kwargs["args"]
+
+
+def test_an_engine_on_another_device_than_the_networks_is_refused():
+    ((refusal, told),) = run_workers(1, build_on_another_device)
+    assert refusal == "DeepSpeed would train on cuda:1, the networks lie on cpu"
+    assert told == "train on cpu"

@@ -1,0 +1,85 @@
+"""What Prometheus is told, as it finds it on a real Ray cluster."""
+
+import time
+
+import pytest
+from scraping import scrape
+
+from iaml.objective import Objective, ObjectiveSettings
+from pipeline import telemetry
+from pipeline.data.loader import LoaderState
+from pipeline.telemetry import METRICS, Telemetry
+from pipeline.training.monitor import Monitor
+
+TAGS = {"run": "probe", "rank": "3", "method": "student", "protocol": "rgb_u8"}
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """What is told from now on, by name, instead of being passed on to Ray."""
+    values = {}
+
+    class Instrument:
+        def __init__(self, name):
+            self.name = name
+
+        def set(self, value, tags):
+            values[self.name] = (value, tags)
+
+        def inc(self, value, tags):
+            assert value > 0, "which Ray refuses"
+            values[self.name] = (values.get(self.name, (0,))[0] + value, tags)
+
+    monkeypatch.setattr(telemetry, "_shown", {})
+    monkeypatch.setattr(telemetry, "_instrument", Instrument)
+    return values
+
+
+def test_all_numbers_reach_prometheus_under_their_names_kinds_and_tags(ray_head, driver):
+    expected, found = {}, {}
+    for value, (name, metric) in enumerate(METRICS.items(), start=1):
+        tags = {tag: TAGS[tag] for tag in metric.tags}
+        teller = Telemetry(**tags)
+        for present in (value, value, 2.5 * value):
+            teller.tell({name: present})
+        kind = "counter" if metric.name.endswith("_total") else "gauge"
+        expected[f"ray_{metric.name}"] = (kind, tags, 2.5 * value)
+    deadline = time.monotonic() + 60
+    while found != expected and time.monotonic() < deadline:
+        time.sleep(0.2)
+        for name, kind, labels, value in scrape(ray_head, run="probe"):
+            found[name] = (kind, {tag: labels[tag] for tag in TAGS if tag in labels}, value)
+    assert found == expected
+    time.sleep(4)  # here Ray forgets a gauge that has not been set for 2 seconds
+    assert {name for name, *_ in scrape(ray_head, run="probe")} == expected.keys()
+
+
+def test_a_run_tells_what_its_workers_read_and_how_many_images_were_scored(ray_head, trained):
+    found = {(name, labels.get("rank")): value for name, _, labels, value in scrape(ray_head, run="small")}
+    for rank in ("0", "1"):
+        assert found["ray_iaml_pairs_total", rank] == 48 * 16 / 2
+        assert found["ray_iaml_data_wait_seconds_total", rank] > 0
+    assert found["ray_iaml_scored_images_total", None] == 4 * 3
+
+
+def test_the_monitor_tells_what_it_records(told, tmp_path):
+    terms = dict.fromkeys(Objective(ObjectiveSettings()).weights, 0.25)
+    metrics = {**terms, "loss": 0.5, "learning_rate": 1e-3, "grad_norm": 2.0, "ema_rate": 0.9, "skipped_pairs": 0}
+    seen = Monitor(str(tmp_path / "night"), steps=10, start=0, global_batch=4)
+    seen.record(2, metrics)
+    assert "skipped_pairs" not in told, "a counter that has nothing to count"
+    seen.record(4, metrics | {"loss": 0.375, "skipped_pairs": 3})
+    seen.note_checkpoint(4)
+    images_per_s = told.pop("images_per_s")[0]
+    assert images_per_s > 0
+    expected = metrics | {"step": 4, "loss": 0.375, "skipped_pairs": 3, "checkpoint_step": 4}
+    assert told == {name: (value, {"run": "night"}) for name, value in expected.items()}
+
+
+def test_all_that_a_loader_states_can_be_told(told):
+    state = LoaderState(*range(1, 1 + len(LoaderState._fields)))
+    teller = Telemetry(run="night", rank="1")
+    teller.tell(state._asdict())
+    teller.tell(state._asdict())
+    assert told == {name: (value, {"run": "night", "rank": "1"}) for name, value in state._asdict().items()}
+    assert all(METRICS[name].tags == ("run", "rank") for name in told)
