@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from typing import Self
 
 import pandas as pd
-import ray
 from pydantic import Field, model_validator
 
 from iaml import Settings
-from pipeline import launch, storage
+from pipeline import launch, resources, storage
 from pipeline.checkpoint import SETTINGS
 from pipeline.command_line import parse_settings, user_errors
 from pipeline.data.manifest import Manifest, load_manifest
@@ -108,9 +107,10 @@ def evaluate(settings: EvaluateSettings, candidates: Sequence[Candidate], manife
     if waiting:
         actors = evaluation.actors or 1
         with launch.cluster(actors * evaluation.cpus_per_actor):
-            launch.check_room(actors * evaluation.cpus_per_actor, actors * (evaluation.gpus_per_actor or 0.0))
+            resources.check(actors * evaluation.cpus_per_actor, actors * (evaluation.gpus_per_actor or 0.0))
             check_nodes([manifest])
-            pool = Pool.start(sized(evaluation, len(keys), ray.available_resources()), manifest, split, lpips)
+            evaluation = sized(evaluation, len(keys), list(resources.free_on_nodes().values()))
+            pool = Pool.start(evaluation, manifest, split, lpips)
             for each in waiting:
                 print(f"scoring {each.url}", flush=True)
                 if each.config:

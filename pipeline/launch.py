@@ -16,12 +16,12 @@ import ray.train
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, ValidationConfig
 from ray.train.torch import TorchTrainer
 
-from pipeline import interruption, storage
+from pipeline import interruption, resources, storage
 from pipeline.checkpoint import PROVENANCE, SETTINGS, STOPPED
-from pipeline.config import AnyConfig, Config, differences, read_settings
+from pipeline.config import Config, differences, read_settings
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.evaluation.backbone import BackboneWeights
-from pipeline.evaluation.pool import Pool, Validation, sized
+from pipeline.evaluation.pool import Pool, Validation
 from pipeline.evaluation.results import unscored
 from pipeline.evaluation.scoring import find_lpips
 from pipeline.evaluation.settings import EvaluationSettings
@@ -85,68 +85,11 @@ def check_cluster(config: Config, manifests: Sequence[Manifest]) -> None:
     """``ValueError`` when a node of the cluster lacks packages, data or storage; what is amiss is said of all nodes.
 
     Args:
-        config: the run's settings, as ``with_devices`` gave them.
+        config: the run's settings, as ``resources.with_devices`` gave them.
         manifests: of the data sets.
     """
     cache = config.data.cache if config.data.cache_gib else None
     check_nodes(manifests, config.run.storage, cache, use_gpu=bool(config.run.use_gpu))
-
-
-def cpus_needed(config: Config) -> int:
-    """CPU cores that a run takes at least."""
-    run, evaluation = config.run, config.evaluation
-    return run.workers * run.cpus_per_worker + (evaluation.actors or 1) * evaluation.cpus_per_actor
-
-
-def with_devices(config: AnyConfig, manifests: Sequence[Manifest]) -> AnyConfig:
-    """The settings with ``run.use_gpu`` and the evaluation actors decided by what the cluster has.
-
-    Raises:
-        ValueError: the cluster has too little.
-    """
-    evaluation, run = config.evaluation, config.run
-    needed = (evaluation.actors or 1) * (evaluation.gpus_per_actor or 0.0)
-    use_gpu = (
-        run.use_gpu if run.use_gpu is not None else ray.cluster_resources().get("GPU", 0.0) >= run.workers + needed
-    )
-    check_room(cpus_needed(config), run.workers * use_gpu + needed)
-    free = ray.available_resources()
-    training = {"CPU": run.workers * run.cpus_per_worker, "GPU": run.workers * use_gpu}
-    beside = {name: free.get(name, 0.0) - training[name] for name in training}
-    images = int(manifests[0].split(config.checkpoint.split).pairs.sum())
-    changes = {"run": run.model_copy(update={"use_gpu": use_gpu}), "evaluation": sized(evaluation, images, beside)}
-    return config.model_copy(update=changes)
-
-
-def check_room(cpus: float, gpus: float) -> None:
-    """``ValueError`` when the Ray cluster has fewer CPUs or GPUs, for which a run would wait in vain."""
-    present = ray.cluster_resources()
-    for name, amount in (("CPU", cpus), ("GPU", gpus)):
-        if amount > present.get(name, 0.0):
-            raise ValueError(
-                f"the run needs {amount:g} {name}s, the Ray cluster has {present.get(name, 0.0):g}; lower run.workers, "
-                "run.cpus_per_worker, evaluation.actors or evaluation.gpus_per_actor, or add nodes"
-            )
-
-
-def room_for(config: Config) -> int:
-    """How many runs of these settings, as ``with_devices`` gave them, the cluster has room for at the same time.
-
-    Each worker and each actor must fit into a node; one run is taken to have room.
-    """
-    run, evaluation = config.run, config.evaluation
-    worker = {"CPU": run.cpus_per_worker, "GPU": float(bool(run.use_gpu))}
-    actor = {"CPU": evaluation.cpus_per_actor, "GPU": evaluation.gpus_per_actor or 0.0}
-    parts = [worker] * run.workers + [actor] * (evaluation.actors or 1)
-    nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    unused, most = ray.available_resources(), float("inf")  # by other jobs
-    for name in ("CPU", "GPU"):
-        needed = sum(part[name] for part in parts)
-        most = min(most, unused.get(name, 0.0) // needed) if needed else most
-    count = 0
-    while count < most and all(_takes(nodes, part) for part in parts):
-        count += 1
-    return max(1, count)
 
 
 def check_run(config: Config, provenance: dict[str, Any]) -> None:
@@ -194,7 +137,7 @@ def train(
     Returns when the last step is done and every checkpoint is scored.
 
     Args:
-        config: its settings, as ``with_devices`` gave them.
+        config: its settings, as ``resources.with_devices`` gave them.
         manifests: of the data sets.
         provenance: what ``provenance_of`` gave.
         lpips: what ``check_scores`` gave.
@@ -206,7 +149,8 @@ def train(
     """
     claim(config, provenance)
     # checkpoints are chosen by the development split; the test split is scored by evaluate.py alone
-    pool = Pool.start(config.evaluation, manifests[0], config.checkpoint.split, lpips)
+    nodes = resources.beside_training(config)
+    pool = Pool.start(config.evaluation, manifests[0], config.checkpoint.split, lpips, nodes)
     validation = Validation(config, pool)
     stopped = storage.join(config.run.url, STOPPED)
     try:
@@ -254,16 +198,6 @@ def trainer(config: Config, provenance: dict[str, Any], validation: Validation) 
             fn=validation, ray_remote_kwargs={"num_cpus": 0, "scheduling_strategy": "SPREAD"}
         ),
     )
-
-
-def _takes(nodes: Sequence[dict[str, float]], part: dict[str, float]) -> bool:
-    """Take ``part`` from the first of ``nodes`` that has it."""
-    for node in nodes:
-        if all(node.get(name, 0.0) >= amount for name, amount in part.items()):
-            for name, amount in part.items():
-                node[name] = node.get(name, 0.0) - amount
-            return True
-    return False
 
 
 def _refuse_leaks(manifests: Sequence[Manifest]) -> None:

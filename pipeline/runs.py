@@ -11,7 +11,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.train import WorkerGroupError
 from tqdm import tqdm
 
-from pipeline import interruption, launch
+from pipeline import interruption, launch, resources
 from pipeline.config import Config
 from pipeline.data.manifest import load_manifest
 from pipeline.evaluation import results
@@ -32,7 +32,7 @@ class Training:
     def __call__(self, config: Config) -> None:
         """Returns when the last step is done and every checkpoint is scored; raises what ``launch.train`` raises."""
         manifests = [load_manifest(url) for url in config.data.urls]
-        launch.train(launch.with_devices(config, manifests), manifests, self.provenance, ray.get(self.lpips))
+        launch.train(resources.with_devices(config, manifests), manifests, self.provenance, ray.get(self.lpips))
 
 
 def train_all(configs: Sequence[Config], at_once: int | None) -> dict[str, str]:
@@ -58,10 +58,10 @@ def train_all(configs: Sequence[Config], at_once: int | None) -> dict[str, str]:
         return {}
     lpips = launch.check_scores(configs[0].evaluation, configs[0].checkpoint.metric)
     failed = {}
-    with launch.cluster(launch.cpus_needed(configs[0]) * (at_once or 1)):
-        first = launch.with_devices(configs[0], manifests)
+    with launch.cluster(resources.cpus_needed(configs[0]) * (at_once or 1)):
+        first = resources.with_devices(configs[0], manifests)
         launch.check_cluster(first, manifests)
-        limit = at_once or launch.room_for(first)
+        limit = at_once or resources.runs_at_once(first)
         training = Training(provenance, ray.put(lpips))
         with tqdm(desc=f"runs, {limit} at a time", total=len(waiting), unit="run", file=sys.stdout) as bar:
             for name, failure in _in_turn(waiting, limit, training):

@@ -1,4 +1,4 @@
-"""A run that is killed, asked to make way and killed again ends with the bits of one that nothing disturbed."""
+"""Runs that are killed, asked to make way, or lose a node go on where they were."""
 
 import os
 import re
@@ -6,7 +6,8 @@ import signal
 import time
 
 import pandas as pd
-from commands import WEIGHTS, without_colours
+import pytest
+from commands import CPUS, WEIGHTS, options, without_colours
 
 from pipeline import interruption
 from pipeline.evaluation import results, scores
@@ -59,3 +60,28 @@ def test_killed_worker_and_driver_and_a_signal_leave_no_trace(trained, command):
     )
     tables = [scores.read_run(str(run)).query("metric != 'lpips' and step == 48") for run in (whole, torn)]
     pd.testing.assert_frame_equal(*(table.reset_index(drop=True) for table in tables))
+
+
+@pytest.mark.slow
+def test_a_node_that_says_it_will_go_has_a_checkpoint_written_first(command, shards, tmp_path, monkeypatch):
+    monkeypatch.setitem(command.environment, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")
+    monkeypatch.setitem(command.environment, "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
+    node = command.head.add_node()
+    changes = {"--data.url": shards, "--run.storage": str(tmp_path), "--run.name": "moved", "--train.steps": "3000"}
+    changes |= {"--train.log-every": "50", "--checkpoint.every": "3000", "--evaluation.actors": "1"}
+    changes |= {"--run.workers": "2", "--run.cpus-per-worker": str(CPUS - 1)}  # one on each node
+    process = command.start("pipeline/train.py", *options(**changes))
+    output = ""
+    for line in process.stdout:
+        output += without_colours(line)
+        if "step 100/" in line:
+            node.terminate()  # Ray drains a node that is told to end
+        elif f"checkpoint {tmp_path}/moved/interim-" in line:
+            node.wait(60)
+            node = command.head.add_node()
+    kept = re.search(rf"checkpoint {tmp_path}/moved/interim-0000(\d{{4}})", output)
+    assert kept, output
+    assert f"continuing from {tmp_path}/moved/interim-0000{kept[1]} at step {int(kept[1])}" in output
+    assert process.wait() == 0 and (tmp_path / "moved/checkpoint-00003000/scores-dev.parquet").exists()
+    node.terminate()
+    node.wait(60)

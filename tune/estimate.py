@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline import launch, storage
+from pipeline import launch, resources, storage
 from pipeline.config import Config
 from pipeline.data.manifest import Manifest
 from pipeline.evaluation.backbone import BackboneWeights
@@ -34,7 +34,7 @@ class Pace:
 def estimate(config: SearchConfig, manifests: Sequence[Manifest]) -> str:
     """The answer to a dry run, as text; trains a few steps, which are deleted again."""
     lpips = launch.check_scores(config.evaluation)
-    with launch.cluster(launch.cpus_needed(config) * (config.search.concurrent or 1), quiet=True):
+    with launch.cluster(resources.cpus_needed(config) * (config.search.concurrent or 1), quiet=True):
         sized, concurrent = with_room(config, manifests)
         return plan(config, concurrent, _measured(sized, manifests, lpips))
 

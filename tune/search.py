@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import ray
 
-from pipeline import interruption, launch, runs, storage
+from pipeline import interruption, launch, resources, runs, storage
 from pipeline.command_line import argument_parser, user_errors
 from pipeline.config import Config, parse_config
 from pipeline.data.manifest import Manifest
@@ -49,7 +49,7 @@ def search(config: SearchConfig, manifests: Sequence[Manifest], study: Study) ->
     """Run trials until there are as many as were asked for, or the time is over."""
     metrics = {metric for objective in config.objectives for metric in objective.factors}
     lpips = launch.check_scores(config.evaluation, "lpips" if "lpips" in metrics else config.checkpoint.metric)
-    with launch.cluster(launch.cpus_needed(config) * (config.search.concurrent or 1), quiet=True):
+    with launch.cluster(resources.cpus_needed(config) * (config.search.concurrent or 1), quiet=True):
         sized, concurrent = trials.with_room(config, manifests)
         print("\n".join([sized.to_yaml(), *space.notes(config)]), flush=True)
         launch.check_cluster(sized, manifests)

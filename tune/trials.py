@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 from ray.tune.search import Searcher
 from tqdm import tqdm
 
-from pipeline import interruption, launch, runs, storage
+from pipeline import interruption, resources, runs, storage
 from pipeline.checkpoint import PREFIX
 from pipeline.config import Config
 from pipeline.data.manifest import Manifest
@@ -231,8 +231,8 @@ def with_room(search: SearchConfig, manifests: Sequence[Manifest]) -> tuple[Sear
     Raises:
         ValueError: the cluster has too little.
     """
-    search = launch.with_devices(side_by_side(search), manifests)
-    room, wanted = launch.room_for(search), search.search.concurrent
+    search = resources.with_devices(side_by_side(search), manifests)
+    room, wanted = resources.runs_at_once(search), search.search.concurrent
     if wanted and wanted > room:
         raise ValueError(f"search.concurrent is {wanted}, but the Ray cluster has room for {room} trials at a time")
     return search, wanted or room

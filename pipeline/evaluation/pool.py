@@ -17,6 +17,7 @@ import ray
 import ray.train
 from PIL import Image
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
 from pipeline import checkpoint as checkpoints
@@ -42,16 +43,17 @@ TELL_S = 2.0
 COLUMNS = {"low": "low", "gamma": "gamma correction", "enhanced": "enhanced", "clean": "clean"}
 
 
-def sized(settings: EvaluationSettings, images: int, free: Mapping[str, float]) -> EvaluationSettings:
-    """The settings with the number of actors and their GPU share decided by what is free beside training."""
+def sized(settings: EvaluationSettings, images: int, free: Sequence[Mapping[str, float]]) -> EvaluationSettings:
+    """The settings with the number of actors and their GPU share decided by what each node has beside training."""
     share = settings.gpus_per_actor
     if share is None:
-        share = GPU_SHARE if free.get("GPU", 0.0) >= 1 else 0.0
+        share = GPU_SHARE if any(node.get("GPU", 0.0) >= 1 for node in free) else 0.0
     actors = settings.actors
     if actors is None:
-        room = free.get("CPU", 0.0) / settings.cpus_per_actor
-        room = min(room, free.get("GPU", 0.0) / share) if share else room
-        actors = max(1, min(int(room), math.ceil(images / IMAGES_PER_ACTOR)))
+        rooms = [node.get("CPU", 0.0) / settings.cpus_per_actor for node in free]
+        if share:
+            rooms = [min(room, node.get("GPU", 0.0) / share) for room, node in zip(rooms, free, strict=True)]
+        actors = max(1, min(sum(map(int, rooms)), math.ceil(images / IMAGES_PER_ACTOR)))
     return settings.model_copy(update={"actors": actors, "gpus_per_actor": share})
 
 
@@ -77,7 +79,12 @@ class Pool:
 
     @classmethod
     def start(
-        cls, settings: EvaluationSettings, manifest: Manifest, split: Split, lpips: BackboneWeights | str
+        cls,
+        settings: EvaluationSettings,
+        manifest: Manifest,
+        split: Split,
+        lpips: BackboneWeights | str,
+        nodes: Sequence[str] = (),
     ) -> "Pool":
         """Start the actors; each decodes its share of ``split`` meanwhile.
 
@@ -86,19 +93,21 @@ class Pool:
             manifest: the data set.
             split: which of its splits.
             lpips: what ``find_lpips`` found.
+            nodes: id of each actor's node, as long as there is room; by default they are spread over all nodes.
         """
         assert settings.actors is not None and settings.gpus_per_actor is not None
         actor = ray.remote(
             num_cpus=settings.cpus_per_actor,
             num_gpus=settings.gpus_per_actor,
             max_restarts=-1,  # also on another node
-            scheduling_strategy="SPREAD",
         )(Scorer)
         keys = [record.key for record in manifest.pairs(split)]
         count = min(settings.actors, len(keys))
         device = "cuda" if settings.gpus_per_actor else "cpu"
         arguments = (count, settings, fit_gamma(manifest), device)
-        actors = [actor.remote(manifest.url, split, index, *arguments) for index in range(count)]
+        there = [NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True) for node in nodes]
+        placed = [actor.options(scheduling_strategy=strategy) for strategy in there or ["SPREAD"] * count]
+        actors = [placed[index].remote(manifest.url, split, index, *arguments) for index in range(count)]
         shares = [keys[index::count] for index in range(count)]
         return cls(actors, shares, settings, split, manifest.checksum, ray.put(lpips))
 

@@ -12,7 +12,7 @@ from datasets import write_pairs
 
 pytestmark = pytest.mark.slurm
 REAL_PAIRS = ROOT.parent / "shared/data/lol-v1-part"
-STEPS, EVERY = 450, 150
+STEPS, EVERY = 600, 200
 LONG = {
     "--data.crop": "64",
     "--network.width": "0.125",
@@ -35,7 +35,7 @@ class Cluster:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "IAML_SITE": str(slurm.shared / "site.sh"),
         }
-        (slurm.shared / "site.sh").write_text("GRACE_S=40\n")
+        (slurm.shared / "site.sh").write_text("GRACE_S=20\n")
 
     def run(self, *arguments: str, check: bool = True):
         return self.slurm.run(sys.executable, *arguments, cwd=ROOT, env=self.environment, check=check)
@@ -109,7 +109,7 @@ def test_training_over_two_nodes_ends_in_scores(cluster, undisturbed):
 
 
 def test_the_time_limit_and_an_urgent_job_interrupt_a_training_that_ends_with_the_same_bits(cluster, undisturbed):
-    job = cluster.train("interrupted", time="2", sbatch="--signal=B:USR1@85")
+    job = cluster.train("interrupted", time="2", sbatch="--signal=B:USR1@55")
     cluster.wait_for_line(job, r"job is requeued")
     cluster.slurm.wait(job, "RUNNING", timeout_s=60)
     cluster.wait_for_line(job, r"continuing from \S+/interim-\d+ at step")

@@ -132,24 +132,3 @@ def test_a_wrong_bucket_key_or_secret_is_a_plain_error(
     forget_clients()
     with pytest.raises(ValueError, match=rf"^{bucket}/set/manifest.parquet: cannot be read .*AWS_SECRET_ACCESS_KEY"):
         launch.check_data(config(f"{bucket}/set"))
-
-
-@pytest.mark.parametrize(
-    ("nodes", "unused", "workers", "use_gpu", "room"),
-    [
-        ([{"CPU": 8.0}], {"CPU": 8.0}, 1, False, 2),  # each takes two cores to train and one to score
-        ([{"CPU": 8.0}], {"CPU": 5.0}, 1, False, 1),  # another job has the rest
-        ([{"CPU": 2.0}] * 4, {"CPU": 8.0}, 1, False, 2),  # the scorer of each needs a node of its own
-        ([{"CPU": 1.0}, {"CPU": 2.0}], {"CPU": 3.0}, 1, False, 1),
-        ([{"CPU": 64.0, "GPU": 8.0}], {"CPU": 64.0, "GPU": 8.0}, 1, True, 5),  # 1.5 GPUs each
-        ([{"CPU": 64.0, "GPU": 4.0}] * 2, {"CPU": 128.0, "GPU": 8.0}, 4, True, 1),
-        ([{"CPU": 1.0}], {"CPU": 0.0}, 1, False, 1),  # it waits for the others
-    ],
-)
-def test_as_many_runs_as_the_nodes_have_room_for(monkeypatch, nodes, unused, workers, use_gpu, room) -> None:
-    monkeypatch.setattr(launch.ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
-    monkeypatch.setattr(launch.ray, "available_resources", lambda: unused)
-    settings = config("/data", global_batch=8).model_dump(mode="json")
-    settings["run"] |= {"workers": workers, "use_gpu": use_gpu, "cpus_per_worker": 2}
-    settings["evaluation"] |= {"actors": 1, "gpus_per_actor": 0.5 if use_gpu else 0.0}
-    assert launch.room_for(Config.model_validate(settings)) == room

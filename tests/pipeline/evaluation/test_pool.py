@@ -74,20 +74,24 @@ def write_checkpoint(folder: Path, manifest: Manifest) -> str:
 @pytest.mark.parametrize(
     ("settings", "free", "actors", "share"),
     [
-        ({}, {"CPU": 6.0}, 6, 0.0),
-        ({}, {"CPU": 100.0}, 10, 0.0),  # 4 images for each of them
-        ({}, {"CPU": 0.0}, 1, 0.0),
-        ({}, {"CPU": -2.0, "GPU": 0.0}, 1, 0.0),
-        ({"cpus_per_actor": 3}, {"CPU": 8.0}, 2, 0.0),
-        ({}, {"CPU": 64.0, "GPU": 2.0}, 4, 0.5),
-        ({}, {"CPU": 3.0, "GPU": 2.0}, 3, 0.5),
-        ({"gpus_per_actor": 0.25}, {"CPU": 64.0, "GPU": 1.0}, 4, 0.25),
-        ({"gpus_per_actor": 0.0}, {"CPU": 5.0, "GPU": 4.0}, 5, 0.0),
-        ({"actors": 7}, {"CPU": 2.0}, 7, 0.0),
+        ({}, [{"CPU": 6.0}], 6, 0.0),
+        ({}, [{"CPU": 100.0}], 10, 0.0),  # 4 images for each of them
+        ({}, [{"CPU": 0.0}], 1, 0.0),
+        ({}, [], 1, 0.0),
+        ({"cpus_per_actor": 3}, [{"CPU": 8.0}], 2, 0.0),
+        ({"cpus_per_actor": 3}, [{"CPU": 2.0}] * 3 + [{"CPU": 4.0}], 1, 0.0),  # each must fit into a node
+        ({}, [{"CPU": 64.0, "GPU": 2.0}], 4, 0.5),
+        ({}, [{"CPU": 3.0, "GPU": 2.0}], 3, 0.5),
+        ({}, [{"CPU": 8.0}, {"CPU": 1.0, "GPU": 1.0}], 1, 0.5),  # the GPU's node has one core
+        ({}, [{"CPU": 8.0, "GPU": 0.5}] * 2, 10, 0.0),  # no GPU is free
+        ({"gpus_per_actor": 1}, [{"CPU": 8.0, "GPU": 1.5}] * 2, 2, 1.0),
+        ({"gpus_per_actor": 0.25}, [{"CPU": 64.0, "GPU": 1.0}], 4, 0.25),
+        ({"gpus_per_actor": 0.0}, [{"CPU": 5.0, "GPU": 4.0}], 5, 0.0),
+        ({"actors": 7}, [{"CPU": 2.0}], 7, 0.0),
     ],
 )
 def test_the_pool_takes_what_is_free(
-    settings: dict[str, Any], free: dict[str, float], actors: int, share: float
+    settings: dict[str, Any], free: list[dict[str, float]], actors: int, share: float
 ) -> None:
     found = sized(EvaluationSettings.model_validate(settings), 40, free)
     assert (found.actors, found.gpus_per_actor) == (actors, share)
