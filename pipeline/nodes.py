@@ -5,6 +5,7 @@ the driver leaves a note beside the runs -> a small task on each node looks arou
 
 import dataclasses
 import hashlib
+import os
 import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -65,7 +66,7 @@ def check_nodes(
 ) -> None:
     """Check that all nodes have the same packages, see the same data and runs, and may write where they must.
 
-    Nothing is asked where the driver's own node is the only one.
+    Where the driver's node is the only one, its packages alone are looked at; nothing is where it has started Ray.
 
     Args:
         manifests: of the data sets that every node must be able to read.
@@ -76,19 +77,11 @@ def check_nodes(
     Raises:
         ValueError: something is amiss; says on which nodes, why, and what to do.
     """
-    from pipeline import storage
-
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    if [node["NodeID"] for node in nodes] == [ray.get_runtime_context().get_node_id()]:
+    alone = [node["NodeID"] for node in nodes] == [ray.get_runtime_context().get_node_id()]
+    if alone and "RAY_ADDRESS" not in os.environ:
         return
-    needs = Needs({each.url: each.checksum for each in manifests}, runs, f".note-{uuid.uuid4().hex}", cache)
-    if runs:
-        storage.write_bytes(storage.join(runs, needs.note), b"")
-    try:
-        found = _ask(nodes, needs, "GPU" if use_gpu else "CPU")
-    finally:
-        if runs:
-            storage.delete(storage.join(runs, needs.note))
+    found = {} if alone else _ask_all(nodes, manifests, runs, cache, use_gpu)
     amiss = describe(found, installed(), locked(LOCK))
     if amiss:
         raise ValueError(amiss)
@@ -136,6 +129,26 @@ def describe(found: Mapping[str, Finding], driver: Versions, lock: Versions) -> 
         instead = ", or change it to what the cluster has" if lock else ""
         lines.append(f"these packages must agree: install requirements.lock where they differ{instead}")
     return "\n  ".join(["not all nodes of the Ray cluster can take part:", *lines]) if lines else ""
+
+
+def _ask_all(
+    nodes: Sequence[dict[str, Any]],
+    manifests: Sequence["Manifest"],
+    runs: str | None,
+    cache: Path | None,
+    use_gpu: bool,
+) -> dict[str, Finding]:
+    """What all nodes find, by their names; meanwhile a note of the driver's lies beside the runs."""
+    from pipeline import storage
+
+    needs = Needs({each.url: each.checksum for each in manifests}, runs, f".note-{uuid.uuid4().hex}", cache)
+    if runs:
+        storage.write_bytes(storage.join(runs, needs.note), b"")
+    try:
+        return _ask(nodes, needs, "GPU" if use_gpu else "CPU")
+    finally:
+        if runs:
+            storage.delete(storage.join(runs, needs.note))
 
 
 def _ask(nodes: Sequence[dict[str, Any]], needs: Needs, resource: str) -> dict[str, Finding]:

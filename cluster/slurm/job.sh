@@ -26,7 +26,8 @@ if [ -f "$site" ]; then source "$site"; fi
 # two jobs on a node must not share ports; consecutive jobs don't
 PORT=$((20000 + SLURM_JOB_ID % 1000 * 10))
 HOSTS=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd,)
-export PORT HOSTS RAY_FOLDER START_S GRACE_S
+INTERRUPTED=75 LOST=76 # exit statuses, the latter of supervisor.py and of ray_node
+export PORT HOSTS RAY_FOLDER START_S GRACE_S LOST
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_USAGE_STATS_ENABLED=0 PYTHONUNBUFFERED=1
 # srun takes these from its options alone, unless it is told to take them from the job
@@ -51,17 +52,21 @@ ray_node() {
             --dashboard-host=127.0.0.1 --dashboard-port=$((PORT + 7)) --ray-client-server-port=$((PORT + 8)))
     else
         options+=(--address="$SLURM_LAUNCH_NODE_IPADDR:$PORT")
-        until (: < "/dev/tcp/$SLURM_LAUNCH_NODE_IPADDR/$PORT") 2> /dev/null || [ "$ending" ]; do sleep 0.5; done
+        until (: < "/dev/tcp/$SLURM_LAUNCH_NODE_IPADDR/$PORT") 2> /dev/null || [ "$ending" ]; do
+            if [ "$SECONDS" -gt "$START_S" ]; then exit 1; fi
+            sleep 0.5
+        done
     fi
     if [ "$ending" ]; then exit; fi
     ray start "${options[@]}" > "$RAY_FOLDER/start.log" 2>&1 &
     ray=$!
     wait "$ray"
     wait "$ray" # the first one ends with the signal
-    if [ -z "$ending" ]; then
-        echo "Ray ended on $(hostname):"
-        tail -n 30 "$RAY_FOLDER/start.log"
-    fi
+    if [ "$ending" ]; then exit; fi
+    echo "Ray ended on $(hostname):"
+    tail -n 30 "$RAY_FOLDER/start.log"
+    if grep -q "Ray runtime started" "$RAY_FOLDER/start.log"; then exit "$LOST"; fi
+    exit 1
 }
 
 run_command() {
@@ -100,15 +105,16 @@ trap 'end_ray; exit 143' TERM
 
 while kill -0 "$nodes" 2> /dev/null && kill -0 "$command" 2> /dev/null; do wait -n "$nodes" "$command"; done
 if kill -0 "$command" 2> /dev/null; then
-    status=76
+    wait "$nodes"
+    status=$?
     kill -KILL "$command"
 else
     wait "$command"
     status=$?
 fi
 case $status in
-    75) requeue "the command made way" ;;
-    76) if [ "${SLURM_RESTART_COUNT:-0}" -lt "$MOST_RESTARTS" ]; then requeue "a node was lost"; fi ;;
+    "$INTERRUPTED") requeue "the command made way" ;;
+    "$LOST") if [ "${SLURM_RESTART_COUNT:-0}" -lt "$MOST_RESTARTS" ]; then requeue "a node was lost"; fi ;;
 esac
 end_ray
 exit "$status"

@@ -146,6 +146,25 @@ def test_a_cancelled_job_leaves_nothing_behind(cluster):
     assert cluster.is_clean(timeout_s=45)
 
 
+@pytest.mark.parametrize(
+    ("site", "message"),
+    [
+        # a container that does not start on one of the nodes
+        ("IN_CONTAINER=(bash -c '[ $(hostname) != n2 ] && exec \"$@\"' -)\nSTART_S=20", "Ray has not started on n2"),
+        ("RAY_FOLDER=/no/such/folder", "cannot create directory"),
+    ],
+)
+def test_a_job_whose_nodes_do_not_start_ray_fails_and_says_why(cluster, monkeypatch, site, message):
+    file = cluster.slurm.shared / "broken.sh"
+    file.write_text(f"{site}\n")
+    monkeypatch.setitem(cluster.environment, "IAML_SITE", str(file))
+    job = cluster.submit("-c", "print('ran')")
+    state = cluster.slurm.wait(job, "FAILED", "COMPLETED", timeout_s=90)
+    assert (state["ExitCode"], state["Restarts"]) == ("1:0", "0"), cluster.log(job)
+    assert message in cluster.log(job) and "ran\n" not in cluster.log(job)
+    assert cluster.is_clean()
+
+
 def test_a_search_and_a_command_that_fails_share_the_nodes(cluster):
     """Two jobs at once: neither sees the other's Ray, and each ends with its own command's status."""
     small = options(**{"--data.url": cluster.data, "--run.storage": cluster.runs, "--run.name": "small"})

@@ -46,8 +46,15 @@ def test_a_folder_of_the_nodes_own_is_not_the_drivers_though_it_has_its_name(tmp
 
 
 @pytest.mark.usefixtures("driver")
-def test_nothing_is_asked_where_the_drivers_node_is_the_only_one() -> None:
+def test_where_the_drivers_node_is_the_only_one_its_packages_alone_are_looked_at(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "of the driver")
     nodes.check_nodes([], "/dev/null/runs", Path("/dev/null/cache"))
+    monkeypatch.setattr(nodes, "LOCK", tmp_path / "requirements.lock")
+    nodes.LOCK.write_text("torch==1.0\n")
+    with pytest.raises(ValueError, match=r"torch +1\.0 +2\."):
+        nodes.check_nodes([])
+    monkeypatch.delenv("RAY_ADDRESS")
+    nodes.check_nodes([])
 
 
 def test_many_nodes_are_told_of_in_few_lines() -> None:
