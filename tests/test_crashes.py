@@ -4,9 +4,11 @@ import os
 import re
 import signal
 import time
+from threading import Thread
 
 import pandas as pd
 import pytest
+import ray
 from commands import CPUS, WEIGHTS, options, without_colours
 
 from pipeline import interruption
@@ -63,25 +65,31 @@ def test_killed_worker_and_driver_and_a_signal_leave_no_trace(trained, command):
 
 
 @pytest.mark.slow
-def test_a_node_that_says_it_will_go_has_a_checkpoint_written_first(command, shards, tmp_path, monkeypatch):
+def test_a_node_that_says_it_will_go_has_a_checkpoint_written_first(command, driver, shards, tmp_path, monkeypatch):
     monkeypatch.setitem(command.environment, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")
     monkeypatch.setitem(command.environment, "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
     node = command.head.add_node()
-    changes = {"--data.url": shards, "--run.storage": str(tmp_path), "--run.name": "moved", "--train.steps": "3000"}
-    changes |= {"--train.log-every": "50", "--checkpoint.every": "3000", "--evaluation.actors": "1"}
+    wait_until(lambda: ray.cluster_resources()["CPU"] == 2 * CPUS)
+    changes = {"--data.url": shards, "--run.storage": str(tmp_path), "--run.name": "moved", "--train.steps": "1500"}
+    changes |= {"--train.log-every": "50", "--checkpoint.every": "1500", "--evaluation.actors": "1"}
     changes |= {"--run.workers": "2", "--run.cpus-per-worker": str(CPUS - 1)}  # one on each node
     process = command.start("pipeline/train.py", *options(**changes))
-    output = ""
-    for line in process.stdout:
-        output += without_colours(line)
-        if "step 100/" in line:
-            node.terminate()  # Ray drains a node that is told to end
-        elif f"checkpoint {tmp_path}/moved/interim-" in line:
-            node.wait(60)
-            node = command.head.add_node()
-    kept = re.search(rf"checkpoint {tmp_path}/moved/interim-0000(\d{{4}})", output)
-    assert kept, output
-    assert f"continuing from {tmp_path}/moved/interim-0000{kept[1]} at step {int(kept[1])}" in output
-    assert process.wait() == 0 and (tmp_path / "moved/checkpoint-00003000/scores-dev.parquet").exists()
-    node.terminate()
-    node.wait(60)
+    lines: list[str] = []
+    Thread(target=lambda: lines.extend(process.stdout)).start()
+    wait_until(lambda: any("step 50/" in line for line in lines))
+    node.terminate()  # Ray says of a node that is told to end that it will go, and has it stay a while
+    wait_until(lambda: list(tmp_path.glob("moved/interim-*/state.json")))
+    os.killpg(node.pid, signal.SIGKILL)
+    node = command.head.add_node()
+    assert process.wait(200) == 0, "".join(lines)
+    (interim,) = tmp_path.glob("moved/interim-*")
+    assert f"continuing from {interim} at step {int(interim.name[-8:])}" in "".join(lines)
+    assert (tmp_path / "moved/checkpoint-00001500/scores-dev.parquet").exists()
+    os.killpg(node.pid, signal.SIGKILL)
+
+
+def wait_until(condition, limit_s=120):
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)

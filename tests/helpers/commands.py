@@ -51,6 +51,7 @@ class RayHead:
             **os.environ,
             **environment,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # `python` in a job is this one
+            "OMP_NUM_THREADS": "1",  # rather than the CPUs that a worker takes, which are only counted
         }
         self._log = Path(folder, "head.log")
         self._process = subprocess.Popen(
