@@ -229,6 +229,7 @@ def test_pack_refuses_bad_pairs_by_name(refusal, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_ray_job_submit_runs_a_clone_that_is_not_installed(command, shards, tmp_path):
     """The clone differs from what may be installed, so that the test sees whose code ran on driver and workers."""
     clone = tmp_path / "clone"
