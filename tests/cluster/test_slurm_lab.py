@@ -86,7 +86,7 @@ def test_node_shows_what_runs_on_it_and_what_it_keeps(slurm):
 def test_node_that_loses_its_power_goes_down_and_comes_back_empty(slurm):
     slurm.run("srun", "--nodelist=n2", "touch", "/tmp/mine", "/dev/shm/mine")
     slurm.kill_node("n2")
-    slurm.wait_for_nodes(n2="down*")
+    slurm.wait_for_nodes(n2="down*", timeout_s=100)
     slurm.start_node("n2")
     slurm.wait_for_nodes(n1="idle", n2="idle")
     assert not slurm.files("n2")
