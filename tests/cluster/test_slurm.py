@@ -131,6 +131,8 @@ def test_a_lost_node_requeues_the_job_which_ends_with_the_same_bits(cluster, und
     cluster.slurm.kill_node("n2")
     cluster.wait_for_line(job, r"Ray has lost n2")
     cluster.wait_for_line(job, r"a node was lost; the job is requeued")
+    while cluster.slurm.state(job)["JobState"] == "RUNNING":  # a node that is back before that would end the job
+        time.sleep(0.5)
     cluster.slurm.start_node("n2")
     state = cluster.slurm.wait(job, "COMPLETED", "FAILED", timeout_s=300)
     assert state["JobState"] == "COMPLETED", cluster.log(job)
