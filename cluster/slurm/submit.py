@@ -19,8 +19,8 @@ def main() -> int:
     """Make the job's script, then queue or print it; returns the exit status."""
     arguments = parser().parse_args()
     try:
-        command = checked(arguments.command)
-        script = job_script(arguments, command)
+        check(arguments.command)
+        script = job_script(arguments, arguments.command)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -62,13 +62,11 @@ def positive(text: str) -> int:
     return number
 
 
-def checked(command: list[str]) -> list[str]:
-    """The command, if its script is there."""
-    scripts = [word for word in command[1:2] if word.endswith(".py")]
-    for script in scripts:
-        if not Path(ROOT, script).is_file():
+def check(command: list[str]) -> None:
+    """``ValueError`` when the command's script is not there."""
+    for script in command[1:2]:
+        if script.endswith(".py") and not Path(ROOT, script).is_file():
             raise ValueError(f"{script}: there is no such script in {ROOT}; give it as in `python {TRAIN} ...`")
-    return command
 
 
 def job_script(arguments: argparse.Namespace, command: list[str]) -> str:
