@@ -134,7 +134,8 @@ def test_a_lost_node_requeues_the_job_which_ends_with_the_same_bits(cluster, und
     while cluster.slurm.state(job)["JobState"] == "RUNNING":  # a node that is back before that would end the job
         time.sleep(0.5)
     cluster.slurm.start_node("n2")
-    cluster.slurm.wait(job, "PENDING")  # until its nodes are free again it counts as one that has failed
+    # until its nodes are free again it is shown as one that has failed
+    cluster.slurm.wait(job, "RUNNING", timeout_s=90)
     state = cluster.slurm.wait(job, "COMPLETED", "FAILED", timeout_s=300)
     assert state["JobState"] == "COMPLETED", cluster.log(job)
     assert re.search(rf"continuing from \S+/checkpoint-{EVERY:08d} at step {EVERY}", cluster.log(job))
