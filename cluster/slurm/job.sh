@@ -90,6 +90,8 @@ end_ray() {
 requeue() {
     echo "$1; the job is requeued and goes on from its newest checkpoint"
     end_ray
+    kill -KILL "$nodes" "$command" 2> /dev/null # they would wait for a node that is lost
+    trap - TERM
     scontrol requeue "$SLURM_JOB_ID" && sleep 60 # Slurm ends this script meanwhile
     exit 1
 }
@@ -107,6 +109,8 @@ while kill -0 "$nodes" 2> /dev/null && kill -0 "$command" 2> /dev/null; do wait 
 if kill -0 "$command" 2> /dev/null; then
     wait "$nodes"
     status=$?
+    # until Slurm notices that a node is lost, it may give it again; a first start that fails is at fault itself
+    if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then status=$LOST; fi
     kill -KILL "$command"
 else
     wait "$command"

@@ -44,7 +44,7 @@ def main() -> int:
     absent = wait_for(hosts, arguments.address, time.monotonic() + arguments.start_s)
     if absent:
         print(f"after {arguments.start_s:g} s Ray has not started on {absent}; what it said there stands above")
-        return 1
+        return LOST if int(os.environ.get("SLURM_RESTART_COUNT", "0")) else 1  # it had started on all before
     print(f"Ray runs on {len(hosts)} nodes: {', '.join(sorted(hosts))}", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the job is cancelled
     process = start(arguments.command, arguments.address)
