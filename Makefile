@@ -28,7 +28,8 @@ test-slow: setup       ## The tests that take minutes each.
 
 # Slurm with two nodes on this machine, each in namespaces of its own; needs root, and installs Slurm on Debian or Ubuntu
 test-slurm: setup      ## The tests on a real Slurm, which they start.
-	command -v slurmctld > /dev/null || apt-get install -y --no-install-recommends slurm-wlm munge iproute2
+	command -v slurmctld > /dev/null || \
+		(apt-get update && apt-get install -y --no-install-recommends slurm-wlm munge iproute2)
 	$(BIN)/python -m pytest --slurm -m slurm
 
 check: setup           ## Style, types and the import contract.
