@@ -13,18 +13,27 @@ from commands import CPUS, WEIGHTS, options, without_colours
 
 from pipeline import interruption
 from pipeline.evaluation import results, scores
+from pipeline.training import notices
 
 
-def signal_after(process, step, number, find_victim):
-    """Read the run's output until ``step`` is done, then signal what ``find_victim`` makes of that line."""
+def at_step(process, step, act):
+    """Read the run's output until ``step`` is done, then ``act`` on the process id of the worker that says so."""
     output = ""
     for line in process.stdout:
         output += without_colours(line)
         found = re.search(r"\(RayTrainWorker pid=(\d+)\) step (\d+)/", without_colours(line))
         if found and int(found[2]) >= step:
-            os.kill(find_victim(int(found[1])), number)
+            act(int(found[1]))
             return output
     raise AssertionError(f"the run ended before step {step}:\n{output}")
+
+
+def ask_to_make_way(process, worker):
+    """Ask the driver, and hold the worker until it is due to look, lest the last step comes first."""
+    os.kill(worker, signal.SIGSTOP)
+    process.terminate()
+    time.sleep(notices.LOOK_S)
+    os.kill(worker, signal.SIGCONT)
 
 
 def test_killed_worker_and_driver_and_a_signal_leave_no_trace(trained, command):
@@ -32,14 +41,14 @@ def test_killed_worker_and_driver_and_a_signal_leave_no_trace(trained, command):
     torn = whole.with_name("torn")
     arguments = [*arguments, "--run.name", "torn", "--evaluation.lpips", "none"]
     process = command.start("pipeline/train.py", *arguments)
-    signal_after(process, 13, signal.SIGKILL, lambda worker: worker)
-    output = signal_after(process, 25, signal.SIGTERM, lambda worker: process.pid)
+    at_step(process, 13, lambda worker: os.kill(worker, signal.SIGKILL))
+    output = at_step(process, 25, lambda worker: ask_to_make_way(process, worker))
     assert re.search(rf"continuing from {torn}/checkpoint-000000(12|24) at step \1", output)
     assert "interrupted: the same command continues" in process.communicate(timeout=60)[0]
     assert process.returncode == interruption.STATUS
 
     process = command.start("pipeline/train.py", *arguments)
-    output = signal_after(process, 37, signal.SIGKILL, lambda worker: process.pid)
+    output = at_step(process, 37, lambda worker: process.kill())
     process.wait(30)
     kept = re.search(rf"continuing from {torn}/interim-000000(\d\d) at step \1", output)
     assert kept and int(kept[1]) > 24
