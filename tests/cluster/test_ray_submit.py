@@ -158,6 +158,7 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_stop_it(command: Command)
     client = subprocess.Popen(
         arguments(command=["python", "-c", script]),
         env=command.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )  # fmt: skip
     lines = iter(client.stdout.readline, "begun\n")
     (job,) = (line.split()[1] for line in lines if line.startswith("job "))
