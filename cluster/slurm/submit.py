@@ -41,7 +41,9 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--nodes", type=positive, default=1, help="nodes of the job, each of which runs Ray")
     made.add_argument("--gpus-per-node", type=positive, help="GPUs of each node; none by default")
-    made.add_argument("--cpus-per-node", dest="cpus_per_task", type=positive, help="CPU cores of each node")
+    made.add_argument(
+        "--cpus-per-node", dest="cpus_per_task", type=positive, help="CPU cores of each node; else the site's default"
+    )
     made.add_argument("--time", help="limit, such as 12:00:00; the job is requeued and goes on when it is reached")
     made.add_argument("--partition", help="where to queue")
     made.add_argument("--account", help="whom to charge")
