@@ -13,7 +13,7 @@ scores-dev.parquet, pictures-dev/, grid-dev.png   added when the checkpoint has 
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load, save_file
@@ -96,6 +96,14 @@ def read_progress(url: str) -> Progress:
 def load_optimizer(url: str) -> dict[str, Tensor]:
     """Adam's moments of a checkpoint, as ``Engine.load_optimizer_state`` takes them."""
     return _read_tensors(url, OPTIMIZER)
+
+
+def kind_of(url: str) -> Literal["run", "checkpoint"] | None:
+    """What lies in the folder ``url`` by what it holds, whatever it is called; none where it is neither."""
+    names = set(storage.listdir(url))
+    if names & {STUDENT, STATE}:
+        return "checkpoint"
+    return "run" if SETTINGS in names else None
 
 
 def load_candidates(url: str, network: NetworkSettings) -> dict[str, AutoEncoder]:
