@@ -62,6 +62,12 @@ def name_at(step: int, prefix: str = PREFIX) -> str:
     return f"{prefix}{step:08d}"
 
 
+def step_of(name: str, prefix: str = PREFIX) -> int | None:
+    """The step in a folder's name as ``name_at`` gives it; none for other names, such as a copy's."""
+    digits = name.removeprefix(prefix)
+    return int(digits) if digits.isdecimal() and name_at(int(digits), prefix) == name else None
+
+
 def write(
     folder: Path,
     task: TeacherStudent,
@@ -107,9 +113,11 @@ def kind_of(url: str) -> Literal["run", "checkpoint"] | None:
 
 
 def load_candidates(url: str, network: NetworkSettings) -> dict[str, AutoEncoder]:
-    """The networks of a checkpoint for inference: ``student``, and ``averaged`` with the teacher's decoder."""
+    """The networks of a checkpoint for inference: ``student``, and ``averaged`` where it holds a teacher's decoder."""
     student = AutoEncoder(network)
     student.load_state_dict(_read_tensors(url, STUDENT))
+    if not storage.exists(storage.join(url, TEACHER)):
+        return {"student": student.eval()}
     averaged = AutoEncoder(network)
     averaged.encoder.load_state_dict(student.encoder.state_dict())
     teacher = _read_tensors(url, TEACHER)
@@ -126,7 +134,7 @@ def read_config(url: str) -> Config:
 
 def complete_checkpoints(run: str, prefix: str = PREFIX) -> list[str]:
     """URLs of the run's checkpoints of a kind that still hold whole weights, oldest first."""
-    urls = [storage.join(run, name) for name in storage.listdir(run) if name.startswith(prefix)]
+    urls = [storage.join(run, name) for name in storage.listdir(run) if step_of(name, prefix) is not None]
     return [url for url in urls if {STATE, *WEIGHT_FILES} <= set(storage.listdir(url))]
 
 
