@@ -95,10 +95,9 @@ class TrialRun(tune.Trainable):  # type: ignore[misc]
         for name in storage.listdir(self._run.run.url):
             if step_of(name) is None or name in self._seen:
                 continue
-            file = storage.join(self._run.run.url, name, scores_file("dev"))
-            if storage.exists(file):
+            table = scores.stored(storage.join(self._run.run.url, name, scores_file("dev")))
+            if len(table):
                 self._seen.add(name)
-                table = scores.read(file)
                 found = self._means(table)
                 if found:
                     return int(table["step"].iloc[0]), found

@@ -74,8 +74,7 @@ class Candidate:
 
     def table(self, split: Split) -> Table:
         """The stored scores of a checkpoint, of a copy by the copy's name; empty where there are none."""
-        url = storage.join(self.url, scores_file(split))
-        table = scores.read(url) if storage.exists(url) else scores.table_of([])
+        table = scores.stored(storage.join(self.url, scores_file(split)))
         return table.assign(checkpoint=storage.name_of(self.url))
 
     def with_newest(self, count: int) -> "list[Candidate]":
