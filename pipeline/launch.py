@@ -22,7 +22,7 @@ from pipeline.config import Config, differences, read_settings
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.evaluation.backbone import BackboneWeights
 from pipeline.evaluation.pool import Pool, Validation
-from pipeline.evaluation.results import unscored
+from pipeline.evaluation.results import read_provenance, unscored
 from pipeline.evaluation.scoring import find_lpips
 from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.nodes import check_nodes
@@ -223,9 +223,12 @@ def _refuse_leaks(manifests: Sequence[Manifest]) -> None:
 def _refuse_another_run(config: Config, provenance: dict[str, Any], url: str) -> None:
     before = Config.model_validate(read_settings(storage.join(url, SETTINGS)))
     found = [f"{name}: {old} before, {new} now" for name, old, new in differences(before.identity(), config.identity())]
-    checksums = json.loads(storage.read_text(storage.join(url, PROVENANCE)))["manifest_sha256"]
+    checksums = read_provenance(url).get("manifest_sha256", [])
     if checksums != provenance["manifest_sha256"]:
-        shown = (", ".join(one[:12] for one in several) for several in (checksums, provenance["manifest_sha256"]))
+        shown = (
+            ", ".join(one[:12] for one in several) or "unknown"
+            for several in (checksums, provenance["manifest_sha256"])
+        )
         found.append("data: manifest {} before, {} now".format(*shown))
     if found:
         raise ValueError(
