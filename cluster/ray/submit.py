@@ -204,7 +204,7 @@ def _places(command: Sequence[str]) -> Iterator[tuple[str, str]]:
         name = option.replace("_", "-")
         if name in PLACES and word:
             places = word[1:-1].split(",") if name in LISTS and word.startswith("[") else [word]
-            yield from ((option, place.strip()) for place in places)
+            yield from ((option, place.strip()) for place in places if place.strip())
 
 
 def _release(name: str, version: str) -> str:
