@@ -8,7 +8,7 @@ import yaml
 from pydantic import model_validator
 
 from iaml import NetworkSettings, ObjectiveSettings, Settings, TeacherSettings
-from pipeline import command_line, storage
+from pipeline import command_line, plain_yaml, storage
 from pipeline.data.settings import DataSettings
 from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.training.settings import CheckpointSettings, OptimizerSettings, RunSettings, TrainSettings
@@ -103,15 +103,17 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
 
 
 def read_settings(url: str) -> dict[str, Any]:
-    """The mapping in a YAML file; ``ValueError`` naming the file when it is missing or holds something else."""
+    """The mapping in a YAML file, values as they were written; ``ValueError`` naming the file when there is none."""
     try:
-        settings = yaml.safe_load(storage.read_text(url))
+        text = storage.read_text(url)
     except FileNotFoundError as error:
         raise ValueError(f"{url}: no such settings file ({error})") from error
     except OSError as error:
         raise ValueError(f"{url}: cannot be read ({error})") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{url}: not YAML ({error})") from error
+    try:
+        settings = plain_yaml.load(text)
+    except ValueError as error:
+        raise ValueError(f"{url}: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{url}: must hold settings by name, such as 'train: {{steps: 1000}}'")
     return settings

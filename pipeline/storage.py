@@ -6,27 +6,32 @@ files. Whatever is written appears whole under its name or not at all. Failures 
 """
 
 import os
+import re
 import shutil
 import uuid
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
-from urllib.parse import urlsplit
+from typing import Annotated, Any
 
 import pyarrow.fs
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 
 from pipeline import s3
 
 LOCAL, S3 = "file", "s3"
+WHOLE = {LOCAL: "///", S3: "//[^/]"}  # what follows the colon
 
 
 def scheme(url: str) -> str:
-    """``file`` or ``s3``; any other scheme is a ``ValueError``."""
-    found = urlsplit(url).scheme if "://" in url else LOCAL
-    if found not in (LOCAL, S3):
+    """``file`` or ``s3``; ``ValueError`` for any other scheme, and for what is neither a path nor a whole URL."""
+    found, rest = _parts(url)
+    if found in WHOLE and not re.match(WHOLE[found], rest):
+        raise ValueError(f"{url}: misspelt; write file:///path or s3://bucket/prefix")
+    if found and found not in WHOLE and rest.startswith("//"):
         raise ValueError(f"{url}: storage {found}:// is not supported; use a local path or s3://bucket/prefix")
-    return found
+    if url in ("", "-"):
+        raise ValueError(f"{url!r} is no place; give a local path or s3://bucket/prefix")
+    return S3 if found == S3 else LOCAL
 
 
 def is_local(url: str) -> bool:
@@ -36,12 +41,29 @@ def is_local(url: str) -> bool:
 
 def absolute(url: str) -> str:
     """The URL in a form that means the same in every working directory and on every worker."""
+    found, rest = _parts(url)
     if not is_local(url):
-        return url.rstrip("/")
-    return str(Path(url.removeprefix("file://")).expanduser().absolute())
+        return f"s3:{rest}".rstrip("/")
+    # unlike Path.expanduser, os's leaves a name as it is that begins with ~ and is no user's
+    return str(Path(os.path.expanduser(rest[2:] if found == LOCAL else url)).absolute())  # noqa: PTH111
+
+
+def _parts(url: str) -> tuple[str, str]:
+    """The scheme in lower case, and what follows its colon; a path has none and follows whole."""
+    found = re.match(r"([a-z][a-z0-9+.-]*):", url, re.IGNORECASE)
+    return (found[1].lower(), url[found.end() :]) if found else ("", url)
+
+
+def _local_path(given: Any) -> Any:
+    if not isinstance(given, str | Path):
+        return given  # which pydantic refuses
+    if isinstance(given, str) and not is_local(given):
+        raise ValueError(f"{given}: must be a local folder; copy it to one")
+    return Path(absolute(str(given)))
 
 
 Url = Annotated[str, AfterValidator(absolute)]  # a setting that means the same on every machine
+LocalPath = Annotated[Path, BeforeValidator(_local_path)]  # one that is read or written on this machine alone
 
 
 def join(url: str, *parts: str) -> str:
@@ -148,8 +170,13 @@ def write_text(url: str, text: str) -> None:
 
 
 def read_text(url: str) -> str:
-    """The content of a UTF-8 text file."""
-    return read_bytes(url).decode()
+    """The content of a UTF-8 text file, without a byte order mark; ``ValueError`` when it is something else."""
+    try:
+        return read_bytes(url).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{url}: is not text in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from error
 
 
 def upload_folder(local: Path, url: str, *, last: str | None = None) -> None:

@@ -6,6 +6,7 @@ from urllib.parse import quote, urlsplit
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from iaml import ObjectiveSettings, Settings, TeacherSettings
+from iaml.settings import MOST_SEED
 from pipeline import storage
 from pipeline.config import Config
 from tune.objective import Objective
@@ -164,6 +165,12 @@ class SearchConfig(Config):
                 f"search.reduction has no effect: no checkpoint is written before step {self.train.steps}; lower "
                 "checkpoint.every, or set search.reduction to null"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _later_seeds_are_seeds(self) -> Self:
+        if self.run.seed + self.search.seeds > MOST_SEED:  # known here, needed at the search's end
+            raise ValueError(f"run.seed ({self.run.seed}) + search.seeds ({self.search.seeds}) exceeds {MOST_SEED}")
         return self
 
     @property

@@ -32,6 +32,7 @@ PLACES = {
     "--data.url", "--data.extra-urls", "--run.storage",  # of training
     "--source", "--out", "--checkpoint", "--images", "--compare",  # of packing and scoring
 }  # fmt: skip
+LISTS = {"--data.extra-urls", "--compare"}  # of these, which may be written as [A, B]
 MOST_MB = 20  # the code takes about one
 MOST_SHOWN = 5
 PAUSE_S = 2.0  # before a log whose connection broke is asked for again
@@ -200,8 +201,10 @@ def _places(command: Sequence[str]) -> Iterator[tuple[str, str]]:
     for word in command:
         if word.startswith("--"):
             option, _, word = word.partition("=")
-        if option.replace("_", "-") in PLACES:
-            yield from ((option, place) for place in re.split(r"[\[\], ]+", word) if place)
+        name = option.replace("_", "-")
+        if name in PLACES and word:
+            places = word[1:-1].split(",") if name in LISTS and word.startswith("[") else [word]
+            yield from ((option, place.strip()) for place in places if place.strip())
 
 
 def _release(name: str, version: str) -> str:

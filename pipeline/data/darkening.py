@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import Field, model_validator
 from tqdm import tqdm
 
-from iaml.settings import Settings
+from iaml.settings import Seed, Settings
 from pipeline import storage
 from pipeline.data.images import encode_png, read_rgb
 from pipeline.data.pairing import images_under
@@ -46,13 +46,13 @@ class CameraSettings(Settings):
 class DarkenSettings(Settings):
     """Which photographs are darkened, where the pairs go, and by what camera."""
 
-    source: Path = Field(description="Folder of photographs, at its root or in train and test folders.")
-    out: Path = Field(description="New or empty folder for the pairs, in low and high folders.")
+    source: storage.LocalPath = Field(description="Folder of photographs, at its root or in train and test folders.")
+    out: storage.LocalPath = Field(description="New or empty folder for the pairs, in low and high folders.")
     variants: int = Field(1, description="Dark images made of each photograph.", ge=1)
     max_side: int | None = Field(
         None, description="Photographs with a longer side, in pixels, are scaled down to it first.", ge=16
     )
-    seed: int = Field(0, description="With a photograph's relative path and the variant, it decides the noise.", ge=0)
+    seed: Seed = Field(0, description="With a photograph's relative path and the variant, it decides the noise.")
     camera: CameraSettings = CameraSettings()
 
 

@@ -17,14 +17,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from pydantic import Field, field_validator
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from iaml.settings import Settings
+from iaml.settings import Seed, Settings
 from pipeline import storage
 from pipeline.data.images import read_rgb, stored_png
 from pipeline.data.manifest import (
@@ -46,7 +45,7 @@ WORKERS = min(8, os.cpu_count() or 1)
 class PackSettings(Settings):
     """What is packed, where to, and how it is cut into splits and shards."""
 
-    source: Path = Field(description="Folder of pairs: LOL, LSRW, or {train,test}/{low,high}.")
+    source: storage.LocalPath = Field(description="Folder of pairs: LOL, LSRW, or {train,test}/{low,high}.")
     out: storage.Url = Field(description="Where shards and manifest go: a local folder or s3://bucket/prefix.")
     shard_pairs: int = Field(32, description="Most pairs in one shard; shards of a split are evened out.", ge=1)
     dev_fraction: float = Field(
@@ -64,7 +63,7 @@ class PackSettings(Settings):
         ge=0,
         le=16,
     )
-    seed: int = Field(0, description="Chooses the scenes of the development split.", ge=0)
+    seed: Seed = Field(0, description="Chooses the scenes of the development split.")
 
     @field_validator("scene_pattern")
     @classmethod

@@ -32,7 +32,7 @@ PHOTOGRAPHS = {
 class PhotographSettings(Settings):
     """Where the photographs go."""
 
-    out: Path = Field(description="Folder to write train/ and test/ photographs to.")
+    out: storage.LocalPath = Field(description="Folder to write train/ and test/ photographs to.")
 
 
 def export_photographs(out: Path) -> int:

@@ -1,5 +1,6 @@
 """Settings: composed, overridden, checked, and explained by --help."""
 
+from pathlib import Path
 from typing import Annotated, Optional
 
 import pytest
@@ -48,6 +49,10 @@ def test_resolved_settings_read_back_the_same(tmp_path):
         (["--config", "lol_v1"], "data.url: Field required"),
         (["--config", "nothing"], r"--config nothing: not a preset \(demo, lol_v1"),
         (["--config", "missing.yaml"], "missing.yaml: no such settings file"),
+        (["--config", "lol_v1", *URL, "--run.seed", "-1"], r"run.seed: .* greater than or equal to 0 \(given: '-1'\)"),
+        (["--config", "lol_v1", *URL, "--run.seed", "4294967296"], "run.seed: .* equal to 4294967295 .*'4294967296'"),
+        (["--config", "lol_v1", *URL, "--run.storage", "s3:/b/x"], "run.storage: s3:/b/x: misspelt; write .*s3://buck"),
+        (["--config", "lol_v1", "--data.url", ""], "data.url: '' is no place; give a local path or s3://"),
         (["--config", "lol_v1", *URL, "--train.steps", "0"], "train.steps: Input should be greater than or equal to 1"),
         (["--config", "lol_v1", *URL, "--optimizer.zero-stage", "3"], "zero_stage: must be 0, 1 or 2: stage 3 shards"),
         (["--config", "lol_v1", *URL, "--run.workers", "3"], r"train.global_batch \(8\) must be a multiple of"),
@@ -95,6 +100,7 @@ def test_weights_urls_with_a_secret_are_refused(url):
 def test_weights_come_from_a_file_wherever_the_command_runs_or_from_a_url(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = {"w.pth": str(tmp_path / "w.pth"), "https://host/w.pth": "https://host/w.pth", "s3://b/w": "s3://b/w"}
+    given |= {"HTTPS://Host/W.pth": "https://Host/W.pth", "S3://b/w": "s3://b/w", "~/w": str(Path.home() / "w")}
     for url, resolved in given.items():
         config = parsed("--config", "lol_v1", *URL, "--evaluation.lpips-weights", url)
         assert config.evaluation.lpips_weights == resolved
@@ -102,8 +108,8 @@ def test_weights_come_from_a_file_wherever_the_command_runs_or_from_a_url(tmp_pa
 
 @pytest.mark.parametrize(
     "values",
-    [["[rgb_u8, cidnet]"], ["rgb_u8", "cidnet"], ["[rgb_u8]", "cidnet"], ["- rgb_u8\n- cidnet"]],
-    ids=["list", "words", "both", "block"],
+    [["[rgb_u8, cidnet]"], ["rgb_u8", "cidnet"]],
+    ids=["list", "words"],
 )
 def test_several_values_are_words_or_a_yaml_list(values):
     config = parsed("--config", "lol_v1", "--evaluation.protocols", *values, "--data.url", "/data")
@@ -124,20 +130,19 @@ class Several(Settings):
 
 
 @pytest.mark.parametrize("name", ["plain", "perhaps", "ruled", "spelled"])
-@pytest.mark.parametrize("words", [("1", "2"), ("[1, 2]",), ("[1]", "2")])
+@pytest.mark.parametrize("words", [("1", "2"), ("[1, 2]",)])
 def test_several_values_where_there_may_be_none(name, words):
-    words = [word.replace("1", "'1'").replace("2", "'2'") for word in words] if name == "plain" else words
     settings = parse_settings(Several, [f"--{name}", *words], description="test")
     assert [float(value) for value in getattr(settings, name)] == [1, 2]
 
 
-@pytest.mark.parametrize("argv", [["--perhaps", "null"], ["--perhaps=null"], ["--perhaps", "~"]])
+@pytest.mark.parametrize("argv", [["--perhaps", "null"], ["--perhaps=null"]])
 def test_null_alone_is_no_values_at_all(argv):
     assert parse_settings(Several, argv, description="test").perhaps is None
 
 
-@pytest.mark.parametrize("option", [["--perhaps", "1", "null"], ["--perhaps", "[null]"], ["--plain", "null"]])
-def test_null_is_refused_among_values_and_where_some_are_needed(option, capsys):
+@pytest.mark.parametrize("option", [["--perhaps", "1", "null"], ["--perhaps", "[null]"], ["--plain", "[null]"]])
+def test_null_is_refused_among_values(option, capsys):
     with pytest.raises(SystemExit):
         parse_settings(Several, option, description="test")
     assert capsys.readouterr().err.startswith(f"error: {option[0].removeprefix('--')}")
