@@ -32,9 +32,10 @@ class DataSettings(Settings):
     on_bad_data: Literal["stop", "skip"] = Field(
         "stop", description="a broken image or shard stops the run, or is counted and replaced by the next good pair"
     )
-    cache: Annotated[Path, AfterValidator(_same_for_workers)] = Field(
-        Path("~/.cache/iaml-pipeline"),
-        description="folder on a disk of each node for shards from S3 and decoded images, shared by all runs",
+    cache: Annotated[Path, AfterValidator(_same_for_workers)] | None = Field(
+        None,
+        description="folder on a local disk of each node, in which iaml-cache is made for shards from S3 and decoded "
+        "images, shared by all runs; by default ~/.cache, or a temporary folder where ~/.cache is on no local disk",
     )
     cache_gib: float = Field(20.0, ge=0, description="most that the cache may hold, GiB; 0 does without")
     threads: int = Field(2, ge=1, description="threads on each worker that decode and cut crops ahead of training")
