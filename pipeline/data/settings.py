@@ -1,5 +1,6 @@
 """Which data sets a run trains on, and how they are read."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -53,8 +54,8 @@ class DataSettings(Settings):
             raise ValueError("weights have no effect without extra_urls")
         if self.weights and len(self.weights) != len(self.urls):
             raise ValueError(f"weights: {len(self.weights)} are given for {len(self.urls)} data sets (url, extra_urls)")
-        if any(not 0 < weight < float("inf") for weight in self.weights):
-            raise ValueError(f"weights must be above 0 and finite, not {self.weights}")
+        if any(weight <= 0 for weight in self.weights) or not math.isfinite(sum(self.weights)):
+            raise ValueError(f"weights must be above 0 and their sum finite, not {self.weights}")
         if len(set(self.urls)) < len(self.urls):
             raise ValueError("extra_urls: a data set is given twice; use weights instead")
         if self.extra_urls and self.drop_last:
