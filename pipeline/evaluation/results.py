@@ -55,6 +55,8 @@ class Run:
     @classmethod
     def load(cls, url: str) -> "Run":
         """Read the run in the folder ``url``; ``ValueError`` when there is none."""
+        if checkpoint.kind_of(url) == "checkpoint":
+            raise ValueError(f"{url}: is a checkpoint; give the folder of its run")
         config = read_config(url)
         provenance = json.loads(storage.read_text(storage.join(url, checkpoint.PROVENANCE)))
         return cls(url, config, provenance, read_metrics(url), scores.read_run(url))

@@ -4,7 +4,7 @@
 <run>/scores.parquet                           all rows of the run, put together from those
 
 Columns:
-    checkpoint, step   what was scored; of a folder of pictures its name, and step 0
+    checkpoint, step   what was scored; of pictures and of weights without state.json the folder's name, and step 0
     split, data        on which images: ``train``, ``dev`` or ``test``, and the SHA-256 of the data set's manifest
     key                which of them
     method             ``input``, ``gamma`` (one exponent for all), ``student``, ``averaged``, or ``images``
@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import storage
-from pipeline.checkpoint import PREFIX
+from pipeline.checkpoint import step_of
 from pipeline.evaluation.settings import SPLITS, Split
 
 TABLE = "scores.parquet"
@@ -85,8 +85,8 @@ def store(url: str, table: Table) -> Table:
 
 
 def read_run(run: str) -> Table:
-    """All scores of a run's checkpoints, oldest checkpoint first; empty when none has been scored."""
-    folders = [storage.join(run, name) for name in storage.listdir(run) if name.startswith(PREFIX)]
+    """All scores of a run's checkpoints, not of copies of them, oldest first; empty when none has been scored."""
+    folders = [storage.join(run, name) for name in storage.listdir(run) if step_of(name) is not None]
     wanted = {scores_file(split) for split in SPLITS}
     urls = [storage.join(folder, name) for folder in folders for name in storage.listdir(folder) if name in wanted]
     return pd.concat(map(read, urls), ignore_index=True) if urls else table_of([])

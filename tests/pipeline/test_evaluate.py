@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 from score_tables import make_run
 
-from pipeline.evaluate import EvaluateSettings, data_url, evaluation_settings, unique
+from pipeline.evaluate import EvaluateSettings, data_url, evaluation_settings, load_data, unique
 from pipeline.evaluation.candidates import Candidate
 from pipeline.evaluation.settings import EvaluationSettings
 
@@ -63,6 +63,13 @@ def test_data_are_those_named_or_else_the_first_run_s(candidate):
     assert data_url(unnamed, [PICTURES, candidate]) == "/the/run's"
     with pytest.raises(ValueError, match=r"data\.url: needed to score pictures"):
         data_url(unnamed, [PICTURES, PICTURES])
+
+
+def test_a_run_s_data_set_that_was_moved_is_asked_for(candidate):
+    with pytest.raises(ValueError, match=r"/the/run's/manifest\.parquet: .* moved, give its place as data\.url"):
+        load_data(EvaluateSettings.model_validate({"checkpoint": "/c"}), [candidate])
+    with pytest.raises(ValueError, match=r"/named/manifest\.parquet: there is no manifest(?!.*moved)"):
+        load_data(EvaluateSettings.model_validate({"checkpoint": "/c", "data": {"url": "/named"}}), [candidate])
 
 
 def test_a_run_is_scored_by_its_own_settings_but_for_its_machines(candidate):

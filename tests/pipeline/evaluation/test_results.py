@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 from score_tables import DATA, checkpoint_rows, make_run, score_rows, write_scores
@@ -121,6 +122,14 @@ def test_keeps_the_last_the_best_and_what_is_not_scored_yet(tmp_path):
     assert storage.exists(f"{run}/checkpoint-00000002/{checkpoint.SETTINGS}")
 
 
+def test_a_run_s_pruning_leaves_a_copy_of_a_checkpoint_alone(tmp_path):
+    run = make_run(tmp_path, {1: 10.0, 2: 30.0, 3: 20.0}, checkpoint={"keep_last": 1, "keep_best": 1})
+    shutil.copytree(f"{run}/checkpoint-00000001", f"{run}/checkpoint-best")
+    results.prune(config_of(run), scores.read_run(run))
+    assert storage.exists(f"{run}/checkpoint-best/{checkpoint.STUDENT}")
+    assert not storage.exists(f"{run}/checkpoint-00000001/{checkpoint.STUDENT}")
+
+
 # --- arms
 
 
@@ -178,6 +187,11 @@ def test_a_run_that_has_only_begun_is_read_too(tmp_path):
 def test_a_folder_that_holds_no_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"nothing/settings.yaml: no such settings file"):
         Run.load(str(tmp_path / "nothing"))
+
+
+def test_a_checkpoint_is_not_taken_for_a_run(tmp_path):
+    with pytest.raises(ValueError, match="checkpoint-00000001: is a checkpoint; give the folder of its run"):
+        Run.load(f"{make_run(tmp_path, {1: 10.0})}/checkpoint-00000001")
 
 
 def test_scores_of_a_checkpoint_are_those_on_the_run_s_own_data_or_on_the_test_data_scored_last(tmp_path):
