@@ -1,4 +1,8 @@
-"""Trains the ablations of the method over seeds and compares them with the reference."""
+"""Trains the ablations of the method over seeds and compares them with the reference.
+
+python pipeline/ablate.py --config lol_v1 --data.url s3://bucket/lol_v1 --seeds 0 1 2
+python pipeline/ablate.py --config lol_v1 --data.url lol_v1/shards --arms no-mirror no-ema --seeds 0 1 --at-once 2
+"""
 
 from pipeline import ablation, runs, storage
 from pipeline.command_line import argument_parser, user_errors
