@@ -27,6 +27,8 @@ def main() -> None:
     )
     with user_errors():
         base, options = parse_config(parser, Config)
+        if options["at_once"] is not None and options["at_once"] < 1:
+            raise ValueError(f"--at-once: must be at least 1, not {options['at_once']}")
         configs = ablation.configs_of(base, options["arms"], options["seeds"])
         failed = runs.train_all(configs, options["at_once"])
         if failed:
