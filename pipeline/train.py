@@ -1,4 +1,8 @@
-"""Trains a low-light enhancer on packed pairs and scores every checkpoint while training goes on."""
+"""Trains a low-light enhancer on packed pairs and scores every checkpoint while training goes on.
+
+python pipeline/train.py --config lol_v1 --data.url s3://bucket/lol_v1 --run.workers 8
+python pipeline/train.py --config lol_v1 --data.url lol_v1/shards --run.name half --network.width 0.5 --dry-run
+"""
 
 import sys
 

@@ -169,8 +169,12 @@ class SearchConfig(Config):
 
     @model_validator(mode="after")
     def _later_seeds_are_seeds(self) -> Self:
-        if self.run.seed + self.search.seeds > MOST_SEED:  # known here, needed at the search's end
-            raise ValueError(f"run.seed ({self.run.seed}) + search.seeds ({self.search.seeds}) exceeds {MOST_SEED}")
+        most = MOST_SEED - self.search.seeds
+        if self.run.seed > most:
+            raise ValueError(
+                f"run.seed must be at most {most}, not {self.run.seed}: the best settings are trained again with the "
+                f"{self.search.seeds} seeds after it (search.seeds)"
+            )
         return self
 
     @property

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,19 @@ from pipeline.evaluation.scores import Column, Table
 FORMATS = {"psnr": ("PSNR dB", ".2f"), "ssim": ("SSIM", ".4f"), "lpips": ("LPIPS", ".4f")}
 LPIPS_DIGITS = 8  # of the weights' checksum
 NAMES_SHOWN = 5
+
+
+class Cell(str):
+    """A cell's text that also knows, unrounded, what numbers it shows and what they are of."""
+
+    of: Mapping[str, str]
+    numbers: Mapping[str, float]
+
+    def __new__(cls, text: str, of: Mapping[str, str], **numbers: float) -> Self:
+        """The text, with what it is of (method, protocol, metric) and its numbers by name."""
+        cell = super().__new__(cls, text)
+        cell.of, cell.numbers = of, numbers
+        return cell
 
 
 @dataclass(frozen=True)
@@ -68,7 +82,7 @@ def candidates_table(candidates: Mapping[str, Table]) -> TextTable:
     columns = shown_columns(together)
     rows = [[name, *_cells(scores.means(table).iloc[0], columns)] for name, table in candidates.items()]
     for name, other in list(candidates.items())[1:]:
-        cells = [_difference([_paired(first, other, column)], column[1]) for column in columns]
+        cells = [_difference([_paired(first, other, column)], column) for column in columns]
         rows.append([f"{name} minus the first", *cells])
     missing = dict.fromkeys(note for table in candidates.values() for note in notes(table))
     how = ["differences: mean over the images [95% bootstrap interval over the images]"] if others else []
@@ -144,8 +158,13 @@ def column_titles(columns: Sequence[Column]) -> list[str]:
     ]
 
 
-def _cells(values: pd.Series, columns: Sequence[Column]) -> list[str]:
-    return [format(values.get(column, float("nan")), FORMATS[column[1]][1]) for column in columns]
+def _cells(values: pd.Series, columns: Sequence[Column]) -> list[Cell]:
+    cells = []
+    for protocol, metric in columns:
+        mean = float(values.get((protocol, metric), float("nan")))
+        of = {"method": str(values.name), "protocol": protocol, "metric": metric}
+        cells.append(Cell(format(mean, FORMATS[metric][1]), of, mean=mean))
+    return cells
 
 
 def _paired(first: Table, other: Table, column: Column) -> NDArray[np.float64]:
@@ -160,11 +179,13 @@ def _by_image(table: Table, column: Column) -> pd.Series:
     return rows.set_index("key")["value"]
 
 
-def _difference(differences: Sequence[NDArray[np.float64]], metric: str) -> str:
+def _difference(differences: Sequence[NDArray[np.float64]], column: Column) -> str:
+    protocol, metric = column
     stacked = np.stack(differences)
     low, high = scores.difference_interval(stacked)
     style = "+" + FORMATS[metric][1]
-    return f"{stacked.mean():{style}} [{low:{style}}, {high:{style}}]"
+    text = f"{stacked.mean():{style}} [{low:{style}}, {high:{style}}]"
+    return Cell(text, {"protocol": protocol, "metric": metric}, mean=float(stacked.mean()), low=low, high=high)
 
 
 def _mean_and_deviation(tables: Mapping[int, Table], column: Column) -> str:
@@ -178,7 +199,7 @@ def _arm_difference(first: Mapping[int, Table], tables: Mapping[int, Table], col
     seeds = sorted(first.keys() & tables.keys())
     if tables is first or not seeds:
         return ""
-    return _difference([_paired(first[seed], tables[seed], column) for seed in seeds], column[1])
+    return _difference([_paired(first[seed], tables[seed], column) for seed in seeds], column)
 
 
 def _check_comparable(name: str, first: Table, other: Table) -> None:

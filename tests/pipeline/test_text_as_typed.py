@@ -1,12 +1,13 @@
 """What a field of text or of a path takes is the text as it was typed, on the command line and in files."""
 
 import re
+from typing import Annotated
 
 import pytest
 import yaml
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from pipeline import plain_yaml
 from pipeline.command_line import add_options, argument_parser, normalise, parse_settings, user_errors
@@ -25,6 +26,10 @@ TEXTS = [
     ".inf", "=", "<<", "true", " spaced ", "[a, b", "a\nb", "Null",
 ]  # fmt: skip
 NAMES = ["2024-11-05", "0123", "1.10", "yes", "null", "0x1F", "1e3", "1_000".replace("_", "-"), "NaN", "off", "0o17"]
+
+
+NO_PATHS = {"run.name", "scene_pattern", "search.objectives", "search.storage"}
+OF_EACH_NODE = {"data.cache"}
 
 
 def text_fields(model, prefix=""):
@@ -85,6 +90,23 @@ def test_any_text_reaches_its_field(field, text):
 def test_any_words_reach_their_field(field, words):
     assume(not any(word.startswith("-") for word in words))
     assert typed(*field[:2], *words) == words
+
+
+@pytest.mark.parametrize(("model", "field", "several"), FIELDS, ids=lambda value: getattr(value, "__name__", None))
+def test_each_path_is_expanded_and_checked(model, field, several, monkeypatch):
+    if field in NO_PATHS | OF_EACH_NODE:
+        return
+    monkeypatch.setenv("HOME", "/home/me")
+    *parts, name = field.split(".")
+    for part in parts:
+        model = model.model_fields[part].annotation
+    info = next(info for key, info in model.model_fields.items() if (info.alias or key) == name)
+    adapter = TypeAdapter(Annotated[info.annotation, "as the field is", *info.metadata])
+    found = adapter.validate_python(["~/x # 1"] if several else "~/x # 1")
+    assert str(found[0] if several else found) == "/home/me/x # 1"
+    for wrong in ("s3:/bucket/x", "file:/x", "file://host/x", "gs://bucket/x", ""):
+        with pytest.raises(ValidationError, match=r"misspelt|not supported|is no place"):
+            adapter.validate_python([wrong] if several else wrong)
 
 
 @pytest.mark.parametrize("text", [*NAMES, *TEXTS])
