@@ -11,6 +11,7 @@ scores-dev.parquet, pictures-dev/, grid-dev.png   added when the checkpoint has 
 """
 
 import json
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ STUDENT, TEACHER, OPTIMIZER = "student.safetensors", "teacher.safetensors", "opt
 SETTINGS, PROVENANCE, STATE = "settings.yaml", "provenance.json", "state.json"
 STOPPED = "stopped.txt"  # in a run's folder: why it gave up
 WEIGHT_FILES = (STUDENT, TEACHER, OPTIMIZER)
+SCORED = r"(scores|grid)-(train|dev|test)\.(parquet|png)"  # what scoring adds, and holds for these weights alone
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,8 @@ def read_config(url: str) -> Config:
 
 def complete_checkpoints(run: str, prefix: str = PREFIX) -> list[str]:
     """URLs of the run's checkpoints of a kind that still hold whole weights, oldest first."""
-    urls = [storage.join(run, name) for name in storage.listdir(run) if name.startswith(prefix)]
+    # a copy under a name of the user's own is not the run's to thin out
+    urls = [storage.join(run, name) for name in storage.listdir(run) if re.fullmatch(rf"{prefix}\d{{8,}}", name)]
     return [url for url in urls if {STATE, *WEIGHT_FILES} <= set(storage.listdir(url))]
 
 
