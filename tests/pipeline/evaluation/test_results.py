@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 from score_tables import DATA, checkpoint_rows, make_run, score_rows, write_scores
@@ -119,6 +120,24 @@ def test_keeps_the_last_the_best_and_what_is_not_scored_yet(tmp_path):
     assert steps_of(checkpoint.complete_checkpoints(run)) == [1, 3, 4, 6]
     assert sorted(set(scores.read_run(run)["step"])) == [1, 2, 3, 5, 6]
     assert storage.exists(f"{run}/checkpoint-00000002/{checkpoint.SETTINGS}")
+
+
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_what_scoring_adds_goes_with_the_weights_and_a_users_files_stay(split):
+    ours = [scores.scores_file(split), results.grid_file(split)]
+    assert all(re.fullmatch(checkpoint.SCORED, name) for name in ours)
+    pictures = [f"{key}.{view}.{results.PICTURE}" for key in ("eval15-1", "a.b") for view in results.VIEWS]
+    assert all(re.fullmatch(results.PICTURES, name) for name in pictures)
+    strangers = [
+        "notes.txt",
+        "scores.parquet",
+        f"{ours[0]}.old",
+        "grid-mine.png",
+        "holiday.webp",
+        "low.webp",
+        ".DS_Store",
+    ]
+    assert not any(re.fullmatch(f"{checkpoint.SCORED}|{results.PICTURES}", name) for name in strangers)
 
 
 # --- arms
