@@ -11,6 +11,7 @@ scores-dev.parquet, pictures-dev/, grid-dev.png   added when the checkpoint has 
 """
 
 import json
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +29,7 @@ STUDENT, TEACHER, OPTIMIZER = "student.safetensors", "teacher.safetensors", "opt
 SETTINGS, PROVENANCE, STATE = "settings.yaml", "provenance.json", "state.json"
 STOPPED = "stopped.txt"  # in a run's folder: why it gave up
 WEIGHT_FILES = (STUDENT, TEACHER, OPTIMIZER)
+SCORED = r"(scores|grid)-(train|dev|test)\.(parquet|png)"  # what scoring adds, and holds for these weights alone
 
 
 @dataclass(frozen=True)

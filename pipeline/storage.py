@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import uuid
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -179,36 +180,46 @@ def read_text(url: str) -> str:
         ) from error
 
 
-def upload_folder(local: Path, url: str, *, last: str | None = None) -> None:
-    """Copy a folder of files whole or not at all, replacing one of the same name.
+def upload_folder(local: Path, url: str, *, last: str | None = None, stale: str = "") -> None:
+    """Copy a folder of files, whole or not at all; into one that is there, in the place of older files.
 
-    On a local file system the folder is written beside its place and renamed. Object stores have no
-    rename of folders, so the file named ``last`` is written last: a folder without it is incomplete.
+    A new folder on a local file system is written beside its place and renamed. Elsewhere the file named ``last`` is
+    deleted first and written last: a folder without it is incomplete. What somebody else has put there stays.
+
+    Args:
+        local: the folder, without folders in it.
+        url: what it becomes.
+        last: name of a file.
+        stale: regular expression for the names of older files that go though no new ones take their place.
     """
     names = sorted((path.name for path in local.iterdir()), key=lambda name: (name == last, name))
     assert last in (None, *names), f"{last} is missing in {local}"
-    target = Path(absolute(url)) if is_local(url) else None
-    place = str(_temporary_name(target)) if target else url
+    target = Path(absolute(url)) if is_local(url) and not exists(url) else None
     if target:
-        Path(place).mkdir(parents=True)
-    else:
-        delete(url)
+        _make_folder(target, {name: local / name for name in names})
+        return
+    old = [name for name in listdir(url) if name in names or re.fullmatch(stale, name)]
+    for name in sorted(old, key=lambda name: (name != last, name)):
+        delete(join(url, name))
     for name in names:
-        write_bytes(join(place, name), (local / name).read_bytes())
-    if target:
-        shutil.rmtree(target, ignore_errors=True)
-        Path(place).replace(target)
+        write_bytes(join(url, name), (local / name).read_bytes())
 
 
 def delete(url: str) -> None:
-    """Delete a file, or a folder with all that it holds; nothing there is fine."""
+    """Delete a file; nothing there is fine. A folder of that name stays: on a local file system it is an error."""
+    if is_local(url):
+        Path(absolute(url)).unlink(missing_ok=True)
+    else:
+        s3.delete(absolute(url))
+
+
+def delete_folder(url: str) -> None:
+    """Delete a folder with all that it holds; nothing there is fine. Only for names that nobody else can have given."""
     with suppress(FileNotFoundError):
-        if not is_local(url):
-            s3.delete(absolute(url))
-        elif Path(absolute(url)).is_dir():
+        if is_local(url):
             shutil.rmtree(absolute(url))
         else:
-            Path(absolute(url)).unlink()
+            s3.delete_folder(absolute(url))
 
 
 def check_writable(url: str) -> None:
@@ -223,6 +234,18 @@ def check_writable(url: str) -> None:
         delete(probe)
     except OSError as error:
         raise ValueError(f"{url}: cannot be written to ({error}); check the path and its permissions") from error
+
+
+def _make_folder(target: Path, files: Mapping[str, Path]) -> None:
+    place = _temporary_name(target)
+    place.mkdir(parents=True)
+    try:
+        for name, file in files.items():
+            write_bytes(str(place / name), file.read_bytes())
+        place.replace(target)
+    except OSError:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
 
 
 def _temporary_name(target: Path) -> Path:

@@ -165,10 +165,12 @@ def test_ablations_end_in_a_table_of_arms_over_seeds(command, shards, tmp_path):
 
 def test_dry_run_checks_everything_and_leaves_nothing(command, shards, tmp_path):
     arguments = options(**{"--data.url": shards, "--run.storage": str(tmp_path), "--run.name": "dry"})
+    storage.write_text(str(tmp_path / "dry-run-dry/notes"), "a run of the user's")
     output = command("pipeline/train.py", *arguments, "--dry-run")
     assert "step 2/2" in output and "dry run passed" in output
     assert "name: dry-run-dry" in output
-    assert list(tmp_path.iterdir()) == []
+    assert storage.listdir(str(tmp_path)) == ["dry-run-dry"]
+    assert storage.listdir(str(tmp_path / "dry-run-dry")) == ["notes"]
 
 
 def test_training_from_s3_to_s3_gives_the_bits_of_training_on_disk(trained, command, shards, s3, tmp_path):

@@ -28,6 +28,7 @@ from pipeline import storage
 from pipeline.data.images import read_rgb, stored_png
 from pipeline.data.manifest import (
     MANIFEST_NAME,
+    PAIRS_NAME,
     SPLITS,
     PairRecord,
     ShardRecord,
@@ -291,7 +292,7 @@ def _pack(settings: PackSettings) -> PackReport:
     converted = 0
     for name, members in tqdm(plan.shards.items(), desc="writing", unit="shard"):
         tar, conversions = build_shard(members, plan)
-        storage.write_bytes(storage.join(out, name), tar)
+        _write_new(storage.join(out, name), tar)
         shards.append(shard_record(name, tar, members, plan))
         records += pair_records(name, tar, members, plan)
         converted += conversions
@@ -336,9 +337,20 @@ def _scene_names(keys: Sequence[str], pattern: str | None) -> list[str | None]:
 
 def _refuse_leftovers(out: str, plan: Plan) -> None:
     # A packing that was cut short leaves shards; a wildcard would read those that this one won't replace.
-    leftovers = [name for name in storage.listdir(out) if name.endswith(".tar") and name not in plan.shards]
+    present = storage.listdir(out)
+    leftovers = [name for name in present if name.endswith(".tar") and name not in plan.shards]
+    if PAIRS_NAME in present and not plan.shards.keys() <= set(present):  # it is written after all shards
+        leftovers.append(PAIRS_NAME)
     if leftovers:
         raise ValueError(f"{out} holds shards of another packing; delete them first:\n{listed(leftovers)}")
+
+
+def _write_new(url: str, tar: bytes) -> None:
+    """Write a shard, unless a packing that was cut short has: then it is the same to the byte."""
+    if not storage.exists(url):
+        storage.write_bytes(url, tar)
+    elif storage.read_bytes(url) != tar:
+        raise ValueError(f"{url} holds something else than this packing would; choose another folder or delete it")
 
 
 def _describe(one: CheckedPair, plan: Plan) -> bytes:

@@ -29,7 +29,7 @@ from pipeline.evaluation import scores
 from pipeline.evaluation.backbone import BackboneWeights
 from pipeline.evaluation.dispatch import DEATHS, Dispatch, Task
 from pipeline.evaluation.images import image_grid
-from pipeline.evaluation.results import EXTREMES, PICTURE, grid_file, pictures_folder, prune, score_of_images
+from pipeline.evaluation.results import EXTREMES, PICTURE, PICTURES, grid_file, pictures_folder, prune, score_of_images
 from pipeline.evaluation.scores import Table, scores_file
 from pipeline.evaluation.scoring import LIBRARIES, Row, Scorer, Shared, fit_gamma
 from pipeline.evaluation.settings import EvaluationSettings, Split
@@ -169,7 +169,7 @@ class Pool:
             for key, made in views.items():
                 for view, picture in made.items():
                     Image.fromarray(picture).save(Path(folder, f"{key}.{view}.{PICTURE}"), quality=QUALITY)
-            storage.upload_folder(Path(folder), storage.join(url, pictures_folder(self.split)))
+            storage.upload_folder(Path(folder), storage.join(url, pictures_folder(self.split)), stale=PICTURES)
         shown = [key for key in fixed if key in views]
         if shown:
             grid = image_grid([[views[key][view] for view in COLUMNS] for key in shown], list(COLUMNS.values()), shown)

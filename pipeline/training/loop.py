@@ -207,7 +207,8 @@ class _Reporter:
         say(f"checkpoint {storage.join(self._config.run.url, name)}")
 
     def _upload(self, local: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-        storage.upload_folder(Path(local.path), storage.join(self._config.run.url, name), last=checkpoint.STATE)
+        url = storage.join(self._config.run.url, name)
+        storage.upload_folder(Path(local.path), url, last=checkpoint.STATE, stale=checkpoint.SCORED)
         place = ray.train.get_context().get_storage()
         return ray.train.Checkpoint(f"{place.experiment_fs_path}/{name}", filesystem=place.storage_filesystem)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,19 @@ def test_a_checkpoint_in_part_does_not_count(written, missing):
     assert checkpoint.complete_checkpoints(run) == [url]
     storage.delete(storage.join(url, missing))
     assert checkpoint.complete_checkpoints(run) == []
+
+
+def test_a_users_copy_is_neither_counted_nor_thinned_out_with_the_runs_own(written):
+    run, url, _ = written
+    copies = [f"{url}-best", f"{run}/checkpoint-2", f"{run}/{checkpoint.INTERIM}00000002.kept"]
+    for copy in copies:
+        shutil.copytree(url, copy)
+    storage.write_text(f"{url}/notes.txt", "a user's")
+    assert checkpoint.complete_checkpoints(run) == [url]
+    assert checkpoint.complete_checkpoints(run, checkpoint.INTERIM) == []
+    checkpoint.delete_weights(url)
+    assert storage.listdir(url) == ["notes.txt", "provenance.json", "settings.yaml", "state.json"]
+    assert all(storage.exists(f"{copy}/{name}") for copy in copies for name in checkpoint.WEIGHT_FILES)
 
 
 def test_missing_weights_are_named(written):

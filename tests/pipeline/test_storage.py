@@ -59,15 +59,59 @@ def test_no_file_of_a_replaced_folder_stays_though_the_new_one_be_empty(tmp_path
         local.mkdir()
         for name in names:
             (local / name).write_text(name)
-        storage.upload_folder(local, url)
+        storage.upload_folder(local, url, stale="[abc]")
         assert storage.listdir(url) == names
     assert storage.listdir(str(tmp_path / "run")) == ["pictures"]
+
+
+def test_a_folder_that_cannot_be_written_whole_leaves_nothing(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("disk gone")
+
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local/state").write_text("one")
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk gone"):
+        storage.upload_folder(tmp_path / "local", str(tmp_path / "run/checkpoint"), last="state")
+    assert storage.listdir(str(tmp_path / "run")) == []
+
+
+def test_a_folder_that_is_written_anew_is_incomplete_until_its_last_file_is_there(tmp_path, monkeypatch):
+    local, url = tmp_path / "local", str(tmp_path / "run/checkpoint")
+    local.mkdir()
+    for name in ("a", "state"):
+        (local / name).write_text(name)
+    storage.upload_folder(local, url, last="state")
+    written = []
+    write = storage.write_bytes
+    monkeypatch.setattr(
+        storage, "write_bytes", lambda url, data: (written.append(storage.exists(f"{url}/../state")), write(url, data))
+    )
+    storage.upload_folder(local, url, last="state")
+    assert written == [False, False] and storage.listdir(url) == ["a", "state"]
+
+
+def test_a_folder_is_not_deleted_where_a_file_was_meant(tmp_path):
+    storage.write_text(str(tmp_path / "stopped.txt/notes"), "a user's")
+    with pytest.raises(OSError, match=r"stopped\.txt"):
+        storage.delete(str(tmp_path / "stopped.txt"))
+    assert storage.read_text(str(tmp_path / "stopped.txt/notes")) == "a user's"
+
+
+def test_a_link_to_a_folder_is_not_followed_when_one_is_deleted(tmp_path):
+    storage.write_text(str(tmp_path / "photographs/a.raw"), "a user's")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/photographs").symlink_to(tmp_path / "photographs")
+    storage.delete_folder(str(tmp_path / "run"))
+    assert storage.listdir(str(tmp_path)) == ["photographs"]
+    assert storage.read_text(str(tmp_path / "photographs/a.raw")) == "a user's"
 
 
 def test_missing_things(tmp_path):
     assert not storage.exists(str(tmp_path / "no"))
     assert storage.listdir(str(tmp_path / "no")) == []
     storage.delete(str(tmp_path / "no"))
+    storage.delete_folder(str(tmp_path / "no"))
     with pytest.raises(FileNotFoundError):
         storage.read_bytes(str(tmp_path / "no"))
 

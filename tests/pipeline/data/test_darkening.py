@@ -159,3 +159,5 @@ def test_the_photographs_of_scikit_image_are_written(tmp_path: Path) -> None:
     assert test.keys() == {"chelsea.png", "coffee.png", "rocket.png"}
     assert test["chelsea.png"].shape == (300, 451, 3)
     assert {"motorcycle_left.png", "motorcycle_right.png"} <= {path.name for path in (tmp_path / "train").iterdir()}
+    with pytest.raises(ValueError, match="is not empty; choose another folder"):
+        export_photographs(tmp_path)

@@ -249,6 +249,22 @@ def test_an_interrupted_packing_can_be_repeated_but_not_mixed(
     assert pack(settings(source)).pairs["test"] == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("train-000001.tar", r"train-000001\.tar holds something else than this packing would; choose another folder"),
+        ("pairs.parquet", r"holds shards of another packing; delete them first:\n  pairs\.parquet"),
+    ],
+)
+def test_a_file_of_somebody_else_is_not_written_over(source: Path, tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("a user's own")
+    with pytest.raises(ValueError, match=message):
+        pack(settings(source))
+    assert (tmp_path / "out" / name).read_text() == "a user's own"
+    assert not (tmp_path / "out/manifest.parquet").exists()
+
+
 def test_every_fault_is_named_before_anything_is_written(source: Path, tmp_path: Path) -> None:
     (source / "our485/low/3.png").write_bytes(b"not an image")
     whole = (source / "our485/high/5.png").read_bytes()
