@@ -28,7 +28,7 @@ ALIKE = (
     "ray", "torch", "torchvision", "deepspeed", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "safetensors",
     "webdataset", "lpips", "optuna", "s3fs", "botocore", "xxhash",
 )  # fmt: skip
-PRESENT = ("matplotlib", "psycopg", "pyyaml", "scikit-image", "tensorboard", "tqdm")  # in any version
+PRESENT = ("matplotlib", "psycopg", "pyyaml", "scikit-image", "scipy", "tensorboard", "tqdm")  # in any version
 MISSING = "missing"
 PATIENCE_S = 120.0  # a first task starts a process, and its imports may come from a slow shared disk
 MOST_NAMES, MOST_LINES = 3, 10
