@@ -11,7 +11,6 @@ scores-dev.parquet, pictures-dev/, grid-dev.png   added when the checkpoint has 
 """
 
 import json
-import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal

@@ -17,6 +17,7 @@ from ray.train.torch import TorchTrainer
 from pipeline import interruption, preflight, resources, storage
 from pipeline.checkpoint import PROVENANCE, SETTINGS, STOPPED
 from pipeline.config import Config, differences, read_settings
+from pipeline.connection import connect
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.evaluation.backbone import BackboneWeights
 from pipeline.evaluation.pool import Pool, Validation
@@ -64,11 +65,11 @@ def cluster(cpus: int, *, quiet: bool = False) -> Iterator[None]:
     Args:
         cpus: CPU cores that are needed.
         quiet: leave what tasks and actors print to Ray's log files.
+
+    Raises:
+        ValueError: no Ray head answers at RAY_ADDRESS, or Ray can't start here.
     """
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=not quiet)
-    else:
-        ray.init(num_cpus=max(cpus, os.cpu_count() or 1), log_to_driver=not quiet)
+    connect(cpus, log_to_driver=not quiet)
     try:
         with interruption.made_way_for():  # Ray has put its own handler in place by now
             yield

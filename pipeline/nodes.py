@@ -29,7 +29,7 @@ ALIKE = (
     "webdataset", "lpips", "optuna", "s3fs", "botocore", "xxhash",
 )  # fmt: skip
 # in any version
-PRESENT = ("matplotlib", "opencv-python-headless", "psycopg", "pyyaml", "scikit-image", "tensorboard", "tqdm")
+PRESENT = ("matplotlib", "opencv-python-headless", "psycopg", "pyyaml", "scikit-image", "scipy", "tensorboard", "tqdm")
 MISSING = "missing"
 PATIENCE_S = 120.0  # a first task starts a process, and its imports may come from a slow shared disk
 MOST_NAMES, MOST_LINES = 3, 10
