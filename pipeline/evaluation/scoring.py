@@ -26,7 +26,7 @@ from pipeline.evaluation.failures import FAILURES, MachineError, cause_of
 from pipeline.evaluation.perceptual import Lpips
 from pipeline.evaluation.results import BRIGHTEST_ERROR, VIEWS
 from pipeline.evaluation.scores import Table, means
-from pipeline.evaluation.settings import OVERLAP, EvaluationSettings, Split
+from pipeline.evaluation.settings import OVERLAP, PRECISION, EvaluationSettings, Split
 from pipeline.telemetry import Telemetry
 
 LIBRARIES = ", ".join(f"{name} {version(name)}" for name in ("torch", "lpips", "numpy", "pillow"))
@@ -115,6 +115,9 @@ class Scorer:
         self._networks: dict[str, AutoEncoder] = {}
         self._fetched: dict[str, ray.ObjectRef | None] = {}
         self._is_spent = False
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        name = "cpu" if device == "cpu" else torch.cuda.get_device_name(device)
+        self._common = {"libraries": LIBRARIES, "device": name, "precision": PRECISION}
         for key in list(self._records)[share::shares]:
             with suppress(*FAILURES):  # said with the image's scores, after another try
                 self._pair(key)
@@ -173,7 +176,7 @@ class Scorer:
             values = None
             if images is not None:
                 values, reason = self._attempt(partial(measure, *images))
-            common = {"key": key, "method": method, "protocol": protocol, "reason": reason, "libraries": LIBRARIES}
+            common = {"key": key, "method": method, "protocol": protocol, "reason": reason, **self._common}
             rows += [common | {"metric": metric, "value": values and float(values[metric])} for metric in metrics]
             if metrics == ("lpips",) and not isinstance(self._lpips, str):
                 rows[-1]["lpips_sha256"] = self._lpips.sha256

@@ -85,6 +85,14 @@ def test_every_number_says_what_it_is(table):
     assert kinds == set(product(["input", "gamma", "student", "averaged"], ["rgb_u8", "cidnet"], ["psnr", "ssim"]))
     assert table["libraries"].str.contains("torch .*lpips .*numpy .*pillow").all()
     assert table["reason"].isna().all() and table["lpips_sha256"].isna().all()
+    assert set(table["device"]) == {"cpu"} and set(table["precision"]) == {"float32"}
+
+
+def test_where_scores_are_computed_tf32_is_off(manifest):
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # the latter is torch's default
+    Scorer(manifest.url, "test", 0, 1, SETTINGS, gamma=0.5)
+    assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+    assert "tf32" not in (torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision)
 
 
 def test_lpips_bears_its_weights_checksum_or_the_reason_why_it_is_missing(manifest, shared):
