@@ -121,22 +121,27 @@ def evaluate(settings: EvaluateSettings, candidates: Sequence[Candidate], manife
     wanted = [
         each for candidate in candidates for each in candidate.with_newest(0 if settings.compare else evaluation.last)
     ]
-    waiting = [each for each in wanted if not scores.covers(stored(each), keys, columns, checksum)]
+
+    def waiting(conditions: str) -> list[Candidate]:
+        return [each for each in wanted if not scores.covers(stored(each), keys, columns, checksum, conditions)]
+
     found: dict[str, Table] = {}
-    if waiting:
+    known = {text for each in wanted for text in scores.conditions_of(stored(each))}
+    if not any(not waiting(conditions) for conditions in known):  # where all have been scored alike is no matter
         actors = evaluation.actors or 1
         with launch.cluster(actors * evaluation.cpus_per_actor):
             resources.check(actors * evaluation.cpus_per_actor, actors * (evaluation.gpus_per_actor or 0.0))
             check_nodes([manifest])
             evaluation = sized(evaluation, len(keys), list(resources.free_on_nodes().values()))
             pool = Pool.start(evaluation, manifest, split, lpips)
-            for each in waiting:
+            unlike = waiting(evaluation.conditions)
+            for each in unlike:
                 print(f"scoring {each.url}", flush=True)
                 if each.config:
                     found[each.url] = pool.score(each.url, progress=True)
                 else:
                     found[each.url] = pool.score_pictures(each.url, pictures[each.url], progress=True)
-        for run in {home for each in waiting if (home := each.home)}:
+        for run in {home for each in unlike if (home := each.home)}:
             scores.put_together(run)
     return [stored(each) if each.config else found[each.url] for each in candidates]
 

@@ -152,8 +152,8 @@ def train(
     try:
         trainer(config, provenance, validation).fit()
         interruption.check()
-        # Ray forgets a checkpoint whose scoring was cut off together with its driver
-        for url in unscored(config.run.url):
+        # Ray forgets a checkpoint whose scoring was cut off together with its driver; others were scored elsewhere
+        for url in unscored(config.run.url, config.evaluation.conditions):
             validation.score(url)
     except ray.train.TrainingFailedError as error:
         if storage.exists(stopped):

@@ -59,7 +59,9 @@ def train_all(configs: Sequence[Config], at_once: int | None) -> dict[str, str]:
     lpips = launch.check_scores(configs[0].evaluation, configs[0].checkpoint.metric)
     failed = {}
     with launch.cluster(resources.cpus_needed(configs[0]) * (at_once or 1)):
+        # once, since what is free changes as runs start, and arms scored on different devices don't compare
         first = resources.with_devices(configs[0], manifests)
+        waiting = [on_devices_of(first, config) for config in waiting]
         launch.check_cluster(first, manifests)
         limit = at_once or resources.runs_at_once(first)
         training = Training(provenance, ray.put(lpips))
@@ -71,6 +73,17 @@ def train_all(configs: Sequence[Config], at_once: int | None) -> dict[str, str]:
                     failed[name] = failure
         interruption.check()
     return failed
+
+
+def on_devices_of(first: Config, config: Config) -> Config:
+    """The settings of a run with the devices of another one, which ``resources.with_devices`` decided."""
+    actors = first.evaluation.model_dump(include={"actors", "gpus_per_actor"})
+    return config.model_copy(
+        update={
+            "run": config.run.model_copy(update={"use_gpu": first.run.use_gpu}),
+            "evaluation": config.evaluation.model_copy(update=actors),
+        }
+    )
 
 
 def start(train: Callable[[Config], None], config: Config, max_retries: int = 0) -> ray.ObjectRef:

@@ -16,7 +16,6 @@ import pandas as pd
 import ray
 import ray.train
 from PIL import Image
-from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
@@ -27,11 +26,12 @@ from pipeline.data.images import read_rgb
 from pipeline.data.manifest import Manifest
 from pipeline.evaluation import scores
 from pipeline.evaluation.backbone import BackboneWeights
-from pipeline.evaluation.dispatch import DEATHS, Dispatch, Task
+from pipeline.evaluation.dispatch import Dispatch, Task
+from pipeline.evaluation.failures import MachineError
 from pipeline.evaluation.images import image_grid
 from pipeline.evaluation.results import EXTREMES, PICTURE, PICTURES, grid_file, pictures_folder, prune, score_of_images
 from pipeline.evaluation.scores import Table, scores_file
-from pipeline.evaluation.scoring import LIBRARIES, Row, Scorer, Shared, fit_gamma
+from pipeline.evaluation.scoring import Row, Scorer, Shared, fit_gamma
 from pipeline.evaluation.settings import EvaluationSettings, Split
 from pipeline.interruption import JobInterruptedError
 from pipeline.training.monitor import say
@@ -40,6 +40,10 @@ IMAGES_PER_ACTOR = 4  # fewer are not worth an actor's start
 GPU_SHARE = 0.5
 QUALITY = 90  # of those pictures, WebP
 TELL_S = 2.0
+ADVICE = (
+    "The same command scores it again; where memory is short, with a smaller evaluation.tile, fewer evaluation.actors, "
+    "or evaluation.gpus_per_actor 0, on the CPU"
+)
 COLUMNS = {"low": "low", "gamma": "gamma correction", "enhanced": "enhanced", "clean": "clean"}
 
 
@@ -117,54 +121,57 @@ class Pool:
             ray.kill(actor)
 
     def score(self, url: str, *, progress: bool = False) -> Table:
-        """Score the checkpoint at ``url``; pictures and, last, its scores are stored beside it."""
+        """Score the checkpoint at ``url``; pictures and, last, its scores are stored beside it.
+
+        Raises:
+            MachineError: an image could not be scored for a reason that may pass; no scores are stored.
+        """
         config = checkpoints.read_config(url).model_copy(update={"evaluation": self.settings})
         networks = checkpoints.load_candidates(url, config.network)
         if "averaged" not in networks:
             say(f"{url}: has no {checkpoints.TEACHER}, so that only the student is scored")
         shared = Shared(self.lpips, ray.put(networks))
-        found = self._each(lambda actor, key: actor.score.remote(key, shared), progress=progress)
-        table = self._table(url, _step_of(url), found, ("input", "gamma", *networks))
+        found = self._each(url, lambda actor, key: actor.score.remote(key, shared), progress=progress)
+        table = self._table(url, _step_of(url), found)
         self._store_pictures(url, score_of_images(table, config), shared)
         return scores.store(storage.join(url, scores_file(self.split)), table)
 
     def score_pictures(self, url: str, pictures: Mapping[str, Path], *, progress: bool = False) -> Table:
-        """Score pictures made elsewhere, one for each key of the split; ``url`` names them."""
+        """Score pictures made elsewhere, one for each key of the split; ``url`` names them; raises as ``score``."""
         shared = Shared(self.lpips)
         found = self._each(
-            lambda actor, key: actor.score_picture.remote(key, read_rgb(pictures[key]), shared), progress=progress
+            url, lambda actor, key: actor.score_picture.remote(key, read_rgb(pictures[key]), shared), progress=progress
         )
-        return self._table(url, 0, found, ("input", "gamma", "images"))
+        return self._table(url, 0, found)
 
     def tell(self, run: str, table: Table, seconds: float) -> None:
         """Tell Prometheus a checkpoint's scores and how long they took, by an actor, which lasts as long as the run."""
         told = self.actors[0].tell.remote(run, table, seconds)
         ray.wait([told], timeout=TELL_S)  # it may be stopped right after
 
-    def _each(self, task: Task, *, keys: Collection[str] | None = None, progress: bool = False) -> dict[str, Any]:
-        """What ``task(actor, key)`` gives for each of ``keys``, all by default."""
+    def _each(
+        self, url: str, task: Task, *, keys: Collection[str] | None = None, progress: bool = False
+    ) -> dict[str, Any]:
+        """What ``task(actor, key)`` gives for each of ``keys``, all by default, of what lies at ``url``."""
         shares = [[key for key in share if keys is None or key in keys] for share in self.shares]
         results = Dispatch(self.actors, shares, task).results()
-        return dict(tqdm(results, "scoring", sum(map(len, shares)), unit="image", disable=not progress))
+        try:
+            return dict(tqdm(results, "scoring", sum(map(len, shares)), unit="image", disable=not progress))
+        except MachineError as error:
+            raise MachineError(f"{url}: not scored, for a reason that may pass: {error}. {ADVICE}") from error
 
-    def _table(self, url: str, step: int, found: Mapping[str, list[Row] | RayError], methods: Sequence[str]) -> Table:
+    def _table(self, url: str, step: int, found: Mapping[str, list[Row]]) -> Table:
         """All rows, image by image, those included that only say why an image could not be scored."""
         common = {"checkpoint": storage.name_of(url), "step": step, "split": self.split, "data": self.data}
-        rows: list[Row] = []
-        for key in sorted(found):
-            outcome = found[key]
-            if isinstance(outcome, RayError):
-                outcome = _rows_without(self.settings, methods, key, outcome)
-            rows += outcome
-        return scores.table_of([row | common for row in rows])
+        return scores.table_of([row | common for key in sorted(found) for row in found[key]])
 
     def _store_pictures(self, url: str, values: pd.Series, shared: Shared) -> None:
         """Pictures of the best and the worst images by ``values``, and of some fixed ones, and a grid of the latter."""
         fixed = self._evenly(self.settings.grid_images)
         order = list(values.dropna().sort_values().index)
         wanted = {*fixed, *order[:EXTREMES], *order[-EXTREMES:]}
-        found = self._each(lambda actor, key: actor.views.remote(key, shared), keys=wanted)
-        views = {key: made for key, made in found.items() if made and not isinstance(made, RayError)}
+        found = self._each(url, lambda actor, key: actor.views.remote(key, shared), keys=wanted)
+        views = {key: made for key, made in found.items() if made}
         with tempfile.TemporaryDirectory() as folder:
             for key, made in views.items():
                 for view, picture in made.items():
@@ -195,6 +202,9 @@ class Validation:
             score = self.score(storage.join(self.config.run.url, storage.name_of(checkpoint.path)))
         except JobInterruptedError:
             return {}  # it is scored when the run continues
+        except MachineError as error:
+            say(str(error))
+            return {}  # it is scored when training is over
         return {self.config.checkpoint.ranking: score} if math.isfinite(score) else {}
 
     def score(self, url: str) -> float:
@@ -212,14 +222,3 @@ class Validation:
 def _step_of(url: str) -> int:
     """The step of a checkpoint; 0 where its weights were copied without it."""
     return checkpoints.read_progress(url).step if storage.exists(storage.join(url, checkpoints.STATE)) else 0
-
-
-def _rows_without(settings: EvaluationSettings, methods: Sequence[str], key: str, death: RayError) -> list[Row]:
-    """Rows of an image that no actor survived."""
-    cause = " ".join(str(death).split())
-    reason = f"{DEATHS} evaluation actors died of it, the last one so: {cause}"
-    return [
-        {"key": key, "method": method, "protocol": protocol, "metric": metric, "reason": reason, "libraries": LIBRARIES}
-        for method in methods
-        for protocol, metric in settings.columns()
-    ]

@@ -174,11 +174,12 @@ def score_of_images(table: Table, config: Config) -> pd.Series:
 def ranked(table: Table, config: Config) -> list[str]:
     """Names of the checkpoints scored on the development split, best first; of equal ones the newest first.
 
-    The rows are those of one data set, since scores on others may lie beside some checkpoints. A checkpoint whose
+    The rows are those of one data set, since scores on others may lie beside some checkpoints. Those that were not
+    scored on the kind of device that the newest one was, before the run was moved, are left out. A checkpoint whose
     score is not a number, such as one with an image that could not be scored, comes last.
     """
     sign = -1 if config.checkpoint.higher_is_better else 1
-    rows = _ranking_rows(table[table["split"] == "dev"], config)
+    rows = scores.as_newest(_ranking_rows(table[table["split"] == "dev"], config))
     values = rows.groupby(["checkpoint", "step"])["value"].agg(lambda values: values.mean(skipna=False))
     order = [(math.isnan(value), sign * value, -step, name) for (name, step), value in values.items()]
     return [name for *_, name in sorted(order)]
@@ -198,14 +199,20 @@ def best_checkpoint(run: Run) -> str:
     return storage.join(run.url, run.chosen)
 
 
-def unscored(run: str) -> list[str]:
-    """URLs of the run's whole checkpoints that have no scores on the development split yet, oldest first."""
-    return [url for url in checkpoint.complete_checkpoints(run) if not is_scored(url)]
+def unscored(run: str, conditions: str | None = None) -> list[str]:
+    """URLs of the run's whole checkpoints that have no scores on the development split yet, oldest first.
+
+    Args:
+        run: its folder.
+        conditions: those that count, as ``scores.conditions_of`` names them; by default any.
+    """
+    return [url for url in checkpoint.complete_checkpoints(run) if not is_scored(url, conditions)]
 
 
-def is_scored(url: str) -> bool:
-    """Whether a checkpoint has scores on the development split that can be read."""
-    return not scores.stored(storage.join(url, scores_file("dev"))).empty
+def is_scored(url: str, conditions: str | None = None) -> bool:
+    """Whether a checkpoint has scores on the development split that can be read, of these conditions or of any."""
+    table = scores.stored(storage.join(url, scores_file("dev")))
+    return bool(scores.conditions_of(table).isin([conditions]).any() if conditions else len(table))
 
 
 def is_finished(run: str, steps: int) -> bool:

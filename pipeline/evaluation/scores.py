@@ -13,6 +13,7 @@ Columns:
     reason             why the image could not be scored, else null
     lpips_sha256       checksum of the backbone's weights, for LPIPS
     libraries          versions of what computed it
+    device, precision  where and how it was computed: ``cpu`` or the GPU's name; ``float32``
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -31,7 +32,10 @@ TABLE, UNREADABLE = "scores.parquet", ".unreadable"
 SCHEMA = pa.schema(
     [
         *[pa.field(name, pa.string()) for name in ("checkpoint", "split", "data", "key", "method", "metric")],
-        *[pa.field(name, pa.string()) for name in ("protocol", "reason", "lpips_sha256", "libraries")],
+        *[
+            pa.field(name, pa.string())
+            for name in ("protocol", "reason", "lpips_sha256", "libraries", "device", "precision")
+        ],
         pa.field("step", pa.int64()),
         pa.field("value", pa.float64()),
     ]
@@ -116,9 +120,26 @@ def put_together(run: str) -> Table:
     return table
 
 
-def covers(table: Table, keys: Collection[str], columns: Collection[Column], lpips_sha256: str | None) -> bool:
-    """Whether a checkpoint's rows hold all these columns for all these images and methods, LPIPS by these weights."""
-    good = table[table["reason"].isna() & ((table["metric"] != "lpips") | (table["lpips_sha256"] == lpips_sha256))]
+def conditions_of(table: Table) -> pd.Series:
+    """What each row was computed in, such as ``float32 on gpu``; rows of other conditions are not compared."""
+    return (table["precision"] + " on " + table["device"].where(table["device"] == "cpu", "gpu")).fillna("unknown")
+
+
+def as_newest(table: Table) -> Table:
+    """Of one split's rows those that were computed in the conditions of the newest checkpoint's."""
+    newest = conditions_of(table[table["step"] == table["step"].max()])
+    return table[conditions_of(table).isin(newest)]
+
+
+def covers(
+    table: Table, keys: Collection[str], columns: Collection[Column], lpips_sha256: str | None, conditions: str
+) -> bool:
+    """Whether a checkpoint's rows hold all these columns for all these images and methods.
+
+    LPIPS counts by these weights alone, and all counts as it was computed in these conditions.
+    """
+    good = table[table["reason"].isna() & (conditions_of(table) == conditions)]
+    good = good[(good["metric"] != "lpips") | (good["lpips_sha256"] == lpips_sha256)]
     images = good[good["key"].isin(keys)].groupby(["method", "protocol", "metric"])["key"].nunique()
     wanted = [(method, *column) for method in table["method"].unique() for column in columns]
     return bool(wanted) and all(images.get(each, 0) == len(keys) for each in wanted)
@@ -149,5 +170,6 @@ def means_of_newest(split: Table, like: Table, count: int) -> list[Table]:
 
 def _kind(table: Table) -> set[tuple[str, ...]]:
     """What a checkpoint was scored by; images without a number, which may lack the rest, say nothing of it."""
-    good = table[table["reason"].isna()].fillna({"lpips_sha256": ""})
-    return set(zip(*(good[name] for name in ("method", "protocol", "metric", "lpips_sha256")), strict=True))
+    good = table[table["reason"].isna()].fillna({"lpips_sha256": ""}).assign(conditions=conditions_of)
+    names = ("method", "protocol", "metric", "lpips_sha256", "conditions")
+    return set(zip(*(good[name] for name in names), strict=True))

@@ -1,5 +1,6 @@
 """Scores images one by one: input, gamma correction, a checkpoint's networks, or pictures made elsewhere."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,14 +22,14 @@ from iaml.metrics import eight_bit_levels
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.data.pairs import Pair, read_pair
 from pipeline.evaluation.backbone import BackboneWeights, LpipsUnavailable, find_backbone
+from pipeline.evaluation.failures import FAILURES, MachineError, cause_of
 from pipeline.evaluation.perceptual import Lpips
 from pipeline.evaluation.results import BRIGHTEST_ERROR, VIEWS
 from pipeline.evaluation.scores import Table, means
-from pipeline.evaluation.settings import OVERLAP, EvaluationSettings, Split
+from pipeline.evaluation.settings import OVERLAP, PRECISION, EvaluationSettings, Split
 from pipeline.telemetry import Telemetry
 
 LIBRARIES = ", ".join(f"{name} {version(name)}" for name in ("torch", "lpips", "numpy", "pillow"))
-FAILURES = (ValueError, RuntimeError, OSError)  # of one image: unreadable, too small, out of memory
 WIDEST_VIEW = 640  # pixels
 Pixels = NDArray[np.uint8]
 Enhancer = Callable[[Tensor], Tensor]
@@ -113,12 +114,18 @@ class Scorer:
         self._lpips: Lpips | str = "not fetched yet"
         self._networks: dict[str, AutoEncoder] = {}
         self._fetched: dict[str, ray.ObjectRef | None] = {}
+        self._is_spent = False
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        name = "cpu" if device == "cpu" else torch.cuda.get_device_name(device)
+        self._common = {"libraries": LIBRARIES, "device": name, "precision": PRECISION}
         for key in list(self._records)[share::shares]:
             with suppress(*FAILURES):  # said with the image's scores, after another try
                 self._pair(key)
 
     def ready(self) -> None:
-        """Answers once the scorer stands."""
+        """Answers once the scorer stands; a process that the machine failed ends, and the one in its place answers."""
+        if self._is_spent:
+            os._exit(1)
 
     def tell(self, run: str, table: Table, seconds: float) -> None:
         """Tell Prometheus the scores of a run's newest checkpoint, and how long they took."""
@@ -144,7 +151,7 @@ class Scorer:
     def views(self, key: str, shared: Shared) -> dict[str, Pixels] | None:
         """Small pictures of one image by the checkpoint's student, by ``VIEWS``; none where it can't be enhanced."""
         self._fetch(shared)
-        made, _ = _attempt(lambda: self._views(key, self._enhancer(self._networks["student"])))
+        made, _ = self._attempt(lambda: self._views(key, self._enhancer(self._networks["student"])))
         return made
 
     def _views(self, key: str, run: Enhancer) -> dict[str, Pixels]:
@@ -163,13 +170,13 @@ class Scorer:
 
     def _rows(self, key: str, method: str, run: Enhancer) -> list[Row]:
         """A row for each number of one image by one method, or for the reason why there is none."""
-        images, reason = _attempt(lambda: self._enhanced_and_clean(key, run))
+        images, reason = self._attempt(lambda: self._enhanced_and_clean(key, run))
         rows: list[Row] = []
         for protocol, metrics, measure in self._measures():
             values = None
             if images is not None:
-                values, reason = _attempt(partial(measure, *images))
-            common = {"key": key, "method": method, "protocol": protocol, "reason": reason, "libraries": LIBRARIES}
+                values, reason = self._attempt(partial(measure, *images))
+            common = {"key": key, "method": method, "protocol": protocol, "reason": reason, **self._common}
             rows += [common | {"metric": metric, "value": values and float(values[metric])} for metric in metrics]
             if metrics == ("lpips",) and not isinstance(self._lpips, str):
                 rows[-1]["lpips_sha256"] = self._lpips.sha256
@@ -187,6 +194,11 @@ class Scorer:
         return {"lpips": self._lpips(enhanced, clean)}
 
     def _fetch(self, shared: Shared) -> None:
+        _, reason = self._attempt(lambda: self._load(shared))
+        if reason is not None:
+            raise ValueError(reason)
+
+    def _load(self, shared: Shared) -> None:
         if self._fetched.get("lpips") != shared.lpips:
             weights = ray.get(shared.lpips)
             self._lpips = weights if isinstance(weights, str) else Lpips(weights, self._device)
@@ -194,6 +206,25 @@ class Scorer:
             networks = ray.get(shared.networks)
             self._networks = {name: network.to(self._device) for name, network in networks.items()}
         self._fetched = vars(shared)
+
+    def _attempt(self, compute: Callable[[], Value]) -> tuple[Value | None, str | None]:
+        """What ``compute`` gives, or why the image fails; for lack of memory it is tried twice.
+
+        Raises:
+            MachineError: it fails for a reason of the machine, after which this process is not to be used again.
+        """
+        for is_last in (False, True):
+            try:
+                return compute(), None
+            except FAILURES as error:
+                cause = cause_of(error)
+                if cause == "image":
+                    return None, str(error)
+                if cause == "machine" or is_last:
+                    self._is_spent = True
+                    raise MachineError(str(error)) from error
+            torch.cuda.empty_cache()  # only here has the error let go of its tensors
+        raise AssertionError
 
     def _enhancer(self, network: AutoEncoder) -> Enhancer:
         return partial(enhance, network, tile=self._settings.tile, overlap=OVERLAP)
@@ -213,14 +244,6 @@ class Scorer:
 
     def _tensor(self, image: Pixels) -> Tensor:
         return torch.from_numpy(image.copy()).permute(2, 0, 1)[None].to(self._device) / 255
-
-
-def _attempt(compute: Callable[[], Value]) -> tuple[Value | None, str | None]:
-    """What ``compute`` gives, or why it fails."""
-    try:
-        return compute(), None
-    except FAILURES as error:
-        return None, str(error)
 
 
 def _pixels(image: Tensor) -> Pixels:

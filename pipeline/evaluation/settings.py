@@ -14,6 +14,7 @@ from pipeline.storage import absolute
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("dev", "test", "train")  # in the order of reports
 OVERLAP = 128  # pixels that neighbouring tiles share
+PRECISION = "float32"  # in which all is scored, without TF32
 
 
 def _file_or_url(text: str) -> str:
@@ -70,6 +71,11 @@ class EvaluationSettings(Settings):
         if self.lpips == "none" and self.lpips_weights is not None:
             raise ValueError("lpips_weights have no effect because lpips is none")
         return self
+
+    @property
+    def conditions(self) -> str:
+        """What the actors compute in, as ``scores.conditions_of`` says of rows."""
+        return f"{PRECISION} on {'gpu' if self.gpus_per_actor else 'cpu'}"
 
     def columns(self, *, lpips: bool = True) -> list[tuple[str, str]]:
         """What is measured of each image, as (protocol, metric); ``lpips``: whether its weights were found."""

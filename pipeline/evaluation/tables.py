@@ -129,6 +129,8 @@ def heading(table: Table, *, checkpoint: bool = True) -> str:
     lpips = table[(table["metric"] == "lpips") & table["lpips_sha256"].notna()]
     for backbone, checksum in dict(zip(lpips["protocol"], lpips["lpips_sha256"], strict=True)).items():
         parts.append(f"LPIPS: {backbone} (weights {checksum[:LPIPS_DIGITS]})")
+    devices = sorted(set(table["device"].dropna()) - {"cpu"})
+    parts += [f"scored on: {', '.join(devices)}"] if devices else []
     return ", ".join([*parts, f"{table['key'].nunique()} images"])
 
 
@@ -217,6 +219,11 @@ def _check_comparable(name: str, first: Table, other: Table) -> None:
         zip(other["protocol"], other["metric"], strict=True)
     ):
         raise ValueError(f"{name}: was scored by other protocols than the first; score both by the same ones")
+    if conditions := set(scores.conditions_of(other)) - set(scores.conditions_of(first)):
+        raise ValueError(
+            f"{name}: was scored in {', '.join(conditions)}, unlike the first; score both on one kind of device, as "
+            "pipeline/evaluate.py --compare does"
+        )
     weights = pd.concat([first, other])[["protocol", "lpips_sha256"]].dropna().drop_duplicates()
     if weights["protocol"].duplicated().any():
         raise ValueError(f"{name}: its LPIPS is by other weights than the first one's; score both by the same ones")

@@ -60,7 +60,7 @@ def mean_of_newest(table: Table, count: int) -> Table:
     newest = table[table["step"].isin(sorted(table["step"].unique())[-count:])]
     groups = newest.groupby(["split", "data", "key", "method", "metric", "protocol"], sort=False)
     values = groups["value"].agg(lambda each: each.mean(skipna=False))
-    others = groups[["checkpoint", "step", "reason", "lpips_sha256", "libraries"]].first()
+    others = groups[["checkpoint", "step", "reason", "lpips_sha256", "libraries", "device", "precision"]].first()
     return others.join(values).reset_index()
 
 

@@ -60,9 +60,12 @@ def _score_tables(run: Run, splits: Sequence[Split]) -> str:
     if run.chosen is None:
         return page.paragraph("No checkpoint of this run has been scored yet.")
     settings = run.config.checkpoint
-    count = run.scores.loc[run.scores["split"] == "dev", "checkpoint"].nunique()
+    rows = run.scores[(run.scores["split"] == "dev") & (run.scores["data"] == run.data)]
+    count, elsewhere = scores.as_newest(rows)["checkpoint"].nunique(), rows["checkpoint"].nunique()
     metric = summary.metric_name(settings.metric)
     chosen = f"{run.chosen}, the best of {count} by the {metric} of its {settings.weights} weights on the dev split."
+    if elsewhere > count:
+        chosen += f" {elsewhere - count} more were scored on another kind of device, before the run was moved."
     return page.paragraph(chosen) + "".join(
         page.text_table(run.table(split), f"On the {split} split") for split in splits
     )
@@ -194,6 +197,7 @@ def _provenance(run: Run) -> dict[str, str]:
         **{name: _lines(value) for name, value in run.provenance.items()},
         "LPIPS weights, SHA-256": _lines(weights),
         "scored by": _lines(sorted(run.scores["libraries"].dropna().unique())),
+        "scored on": _lines(sorted((run.scores["device"] + ", " + run.scores["precision"]).dropna().unique())),
     }
     return {name: text for name, text in found.items() if text}
 

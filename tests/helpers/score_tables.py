@@ -22,7 +22,8 @@ def score_rows(
     values: Values, metric: str = "psnr", protocol: str = "rgb_u8", *, step: int = 1, **others: Any
 ) -> list[dict[str, Any]]:
     """Rows of a checkpoint's scores by one metric; ``others`` are columns that all of them share."""
-    common = {"checkpoint": checkpoint.name_at(step), "step": step, "split": "dev", "data": DATA, **others}
+    common = {"checkpoint": checkpoint.name_at(step), "step": step, "split": "dev", "data": DATA}
+    common |= {"device": "cpu", "precision": "float32", **others}
     return [
         {"reason": "too dark" if value is None else None}
         | common

@@ -28,6 +28,7 @@ from pipeline.data.pairs import read_pair
 from pipeline.evaluation import pool as pools
 from pipeline.evaluation import scores
 from pipeline.evaluation.dispatch import Dispatch
+from pipeline.evaluation.failures import MachineError
 from pipeline.evaluation.pool import Pool, sized
 from pipeline.evaluation.results import VIEWS
 from pipeline.evaluation.scoring import find_lpips
@@ -133,6 +134,50 @@ def test_killing_an_actor_in_the_middle_changes_nothing(pool: Pool, url: str, mo
     pd.testing.assert_frame_equal(scores.read(storage.join(url, scores.scores_file("test"))), undisturbed)
     assert undisturbed["key"].nunique() == 9
     assert set(undisturbed["method"]) == {"input", "gamma", "student", "averaged"}
+
+
+class Fails(torch.nn.Module):
+    """A student whose device fails as often as ``file`` may grow yet, once in each process."""
+
+    def __init__(self, student: torch.nn.Module, file: Path, times: int) -> None:
+        super().__init__()
+        self.student, self.file, self.times = student, file, times
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        if self.file.stat().st_size < self.times:
+            with self.file.open("a") as file:
+                file.write("x")
+            raise torch.AcceleratorError("CUDA error: unspecified launch failure", 719)
+        enhanced: torch.Tensor = self.student(image)
+        return enhanced
+
+
+def test_a_device_that_fails_costs_a_process_or_leaves_the_checkpoint_to_be_scored_again(
+    pool: Pool, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = pool.score(url)
+    file = Path(url, scores.scores_file("test"))
+    file.unlink()
+    load, failures = checkpoint.load_candidates, tmp_path / "failures"
+    failures.touch()
+
+    def fail(times: int) -> None:
+        monkeypatch.setattr(
+            checkpoint,
+            "load_candidates",
+            lambda *arguments: (found := load(*arguments)) | {"student": Fails(found["student"], failures, times)},
+        )
+
+    fail(2)
+    pd.testing.assert_frame_equal(pool.score(url), undisturbed)
+    assert failures.stat().st_size == 2
+    file.unlink()
+    fail(100)
+    with pytest.raises(MachineError, match=f"{url}: not scored, for a reason that may pass: .*unspecified launch"):
+        pool.score(url)
+    assert not file.exists()
+    monkeypatch.setattr(checkpoint, "load_candidates", load)
+    pd.testing.assert_frame_equal(pool.score(url), undisturbed)  # the same actors
 
 
 def test_the_death_of_a_node_changes_nothing(

@@ -149,6 +149,26 @@ def test_what_scoring_adds_goes_with_the_weights_and_a_users_files_stay(split):
     assert not any(re.fullmatch(f"{checkpoint.SCORED}|{results.PICTURES}", name) for name in strangers)
 
 
+def moved_run(tmp_path):
+    """A run of five checkpoints of which the last two were scored on a GPU, where the others would be better."""
+    run = make_run(tmp_path, {1: 90.0, 2: 80.0, 3: 70.0, 4: None, 5: None}, steps=5, checkpoint={"keep_best": 1})
+    for step, psnr in ((4, 40.0), (5, 30.0)):
+        write_scores(run, step, scores.table_of(checkpoint_rows(step, psnr, device="NVIDIA H100")))
+    return run
+
+
+def test_a_run_that_moved_to_a_gpu_chooses_among_what_was_scored_there_until_the_rest_is_scored_again(tmp_path):
+    run = moved_run(tmp_path)
+    assert Run.load(run).chosen == "checkpoint-00000004"
+    assert (results.is_finished(run, 5), results.unscored(run)) == (True, [])
+    assert steps_of(results.unscored(run, "float32 on gpu")) == [1, 2, 3]
+    assert steps_of(results.unscored(run, "float32 on cpu")) == [4, 5]
+    results.prune(config_of(run), scores.read_run(run))
+    assert steps_of(checkpoint.complete_checkpoints(run)) == [1, 2, 3, 4, 5]
+    write_scores(run, 2, scores.table_of(checkpoint_rows(2, 80.0, device="NVIDIA H100")))
+    assert Run.load(run).chosen == "checkpoint-00000002"
+
+
 # --- arms
 
 

@@ -64,13 +64,22 @@ def test_a_byte_that_is_damaged_anywhere_is_noticed(tmp_path):
     table = scores.table_of(checkpoint_rows(3, 20.0, lpips_sha256="w"))
     scores.write(str(path), table)
     whole, silent = path.read_bytes(), []
-    for place in range(0, len(whole), 7):
+    for place in range(0, len(whole), 61):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
         try:
             silent += [place] * (not scores.read(str(path)).equals(table))
         except ValueError as error:
             assert str(error).startswith(f"{path}: is not a table of scores (")
     assert not silent
+
+
+def test_a_table_of_an_older_form_is_refused_by_what_it_lacks(tmp_path):
+    path = tmp_path / "scores.parquet"
+    pq.write_table(
+        pa.Table.from_pandas(score_table({"student": {"a": 1.0}}).drop(columns=["device", "precision"])), path
+    )
+    with pytest.raises(ValueError, match=r"without device, precision'?\); score the checkpoint again"):
+        scores.read(str(path))
 
 
 def test_new_rows_replace_those_of_the_same_kind_and_no_others(tmp_path):
@@ -166,7 +175,9 @@ def test_means_of_the_newest_by_step(count, expected):
     assert [means.loc["student", ("rgb_u8", "psnr")] for means in newest] == expected
 
 
-@pytest.mark.parametrize("changes", [{"data": "other"}, {"lpips_sha256": "other"}, {"protocol": "cidnet"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"data": "other"}, {"lpips_sha256": "other"}, {"protocol": "cidnet"}, {"device": "H100"}], ids=str
+)
 def test_checkpoints_scored_otherwise_do_not_count_among_the_newest(changes):
     def rows(step, psnr, protocol="rgb_u8", lpips_sha256="w", **others):
         methods = {"student": {"a": psnr, "b": psnr}}
@@ -204,6 +215,7 @@ def test_an_image_without_lpips_is_missed_among_the_newest_though_its_row_names_
 # --- what need not be scored again
 
 COLUMNS = [("rgb_u8", "psnr"), ("alex", "lpips")]
+CPU, GPU = "float32 on cpu", "float32 on gpu"
 
 
 def covered_table(**lpips):
@@ -213,9 +225,9 @@ def covered_table(**lpips):
 
 def test_a_whole_table_covers_its_images_and_columns():
     table = covered_table()
-    assert scores.covers(table, ["a", "b"], COLUMNS, "w")
-    assert scores.covers(table, ["b"], COLUMNS[:1], None)
-    assert scores.covers(covered_table(lpips_sha256="old"), ["a", "b"], COLUMNS[:1], "w")
+    assert scores.covers(table, ["a", "b"], COLUMNS, "w", CPU)
+    assert scores.covers(table, ["b"], COLUMNS[:1], None, CPU)
+    assert scores.covers(covered_table(lpips_sha256="old"), ["a", "b"], COLUMNS[:1], "w", CPU)
 
 
 @pytest.mark.parametrize(
@@ -231,12 +243,30 @@ def test_a_whole_table_covers_its_images_and_columns():
     ],
 )
 def test_what_a_table_lacks_is_not_covered(keys, columns, checksum):
-    assert not scores.covers(covered_table(), keys, columns, checksum)
+    assert not scores.covers(covered_table(), keys, columns, checksum, CPU)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "counts"),
+    [
+        ("device", "cpu", {CPU}),
+        ("device", "NVIDIA H100", {GPU}),
+        ("device", "NVIDIA T4", {GPU}),
+        ("precision", "tf32", set()),
+    ],
+)
+def test_what_was_computed_in_other_conditions_is_not_covered(column, value, counts):
+    table = covered_table().assign(**{column: value})
+    assert {each for each in (CPU, GPU) if scores.covers(table, ["a", "b"], COLUMNS, "w", each)} == counts
+    both = pd.concat([covered_table(), table[table["key"] == "a"]]).drop_duplicates(
+        ["key", "method", "metric"], keep="last"
+    )
+    assert not scores.covers(both, ["a", "b"], COLUMNS, "w", GPU)
 
 
 def test_neither_an_empty_table_nor_an_image_that_one_method_lacks_is_covered():
-    assert not scores.covers(scores.table_of([]), ["a"], COLUMNS, "w")
-    assert not scores.covers(scores.table_of([]), ["a"], [], "w")
+    assert not scores.covers(scores.table_of([]), ["a"], COLUMNS, "w", CPU)
+    assert not scores.covers(scores.table_of([]), ["a"], [], "w", CPU)
     table = covered_table()
     failed = table["method"].eq("student") & table["key"].eq("b") & table["metric"].eq("psnr")
-    assert not scores.covers(table.assign(reason=table["reason"].mask(failed, "died")), ["a", "b"], COLUMNS, "w")
+    assert not scores.covers(table.assign(reason=table["reason"].mask(failed, "died")), ["a", "b"], COLUMNS, "w", CPU)

@@ -13,6 +13,7 @@ from iaml import AutoEncoder, NetworkSettings, TeacherStudent, enhance
 from pipeline.data.manifest import load_manifest
 from pipeline.data.pairs import read_pair
 from pipeline.evaluation import scores
+from pipeline.evaluation.failures import MachineError
 from pipeline.evaluation.results import VIEWS
 from pipeline.evaluation.scoring import Scorer, Shared, find_lpips, fit_gamma
 from pipeline.evaluation.settings import EvaluationSettings
@@ -84,6 +85,14 @@ def test_every_number_says_what_it_is(table):
     assert kinds == set(product(["input", "gamma", "student", "averaged"], ["rgb_u8", "cidnet"], ["psnr", "ssim"]))
     assert table["libraries"].str.contains("torch .*lpips .*numpy .*pillow").all()
     assert table["reason"].isna().all() and table["lpips_sha256"].isna().all()
+    assert set(table["device"]) == {"cpu"} and set(table["precision"]) == {"float32"}
+
+
+def test_where_scores_are_computed_tf32_is_off(manifest):
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # the latter is torch's default
+    Scorer(manifest.url, "test", 0, 1, SETTINGS, gamma=0.5)
+    assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+    assert "tf32" not in (torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision)
 
 
 def test_lpips_bears_its_weights_checksum_or_the_reason_why_it_is_missing(manifest, shared):
@@ -122,6 +131,75 @@ def test_large_images_are_enhanced_in_tiles(tmp_path, shared, monkeypatch):
     assert len(seen) == 4 and max(seen) == (64, 256)
     psnr = rows.query("metric == 'psnr' and protocol == 'rgb_u8'").set_index("method")["value"]
     assert psnr["student"] == pytest.approx(psnr["input"], abs=1e-3)  # tiles that change nothing leave no seams
+
+
+def failing(network, error, times):
+    """The network, whose first calls fail."""
+    count = iter(range(times))
+
+    class Failing(torch.nn.Module):
+        def forward(self, image):
+            if next(count, None) is not None:
+                raise error
+            return network(image)
+
+    return Failing()
+
+
+@pytest.fixture
+def scorer_of(manifest, networks):
+    """A scorer and what all images have in common, where the student fails."""
+
+    def make(error, times):
+        scorer = Scorer(manifest.url, "test", 0, 1, SETTINGS, gamma=0.5)
+        scorer._load = lambda shared: None  # the network stays in this process, and counts
+        scorer._networks = networks | {"student": failing(networks["student"], error, times)}
+        return scorer
+
+    return make
+
+
+def test_out_of_memory_is_tried_once_more_after_the_cache_is_emptied(manifest, table, shared, scorer_of, monkeypatch):
+    emptied = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+    key = manifest.pairs("test")[0].key
+    rows = scores.table_of(scorer_of(torch.OutOfMemoryError("CUDA out of memory"), 1).score(key, shared))
+    assert rows.equals(table[table["key"] == key].reset_index(drop=True)) and len(emptied) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), 2),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered", 700), 1),
+        (RuntimeError("CUDA error: unspecified launch failure"), 1),
+    ],
+    ids=str,
+)
+def test_what_fails_for_the_machine_is_no_score_and_ends_the_process(
+    manifest, shared, scorer_of, monkeypatch, error, tries
+):
+    ended = []
+    monkeypatch.setattr("os._exit", ended.append)
+    key = manifest.pairs("test")[0].key
+    scorer = scorer_of(error, tries)
+    scorer.ready()
+    with pytest.raises(MachineError, match="CUDA"):
+        scorer.score(key, shared)
+    assert not ended  # before the error has been told
+    scorer.ready()
+    assert ended == [1]
+    with pytest.raises(MachineError, match="CUDA"):
+        scorer_of(error, tries).views(key, shared)
+
+
+def test_what_fails_for_the_image_is_a_row_with_the_reason(manifest, shared, scorer_of, monkeypatch):
+    monkeypatch.setattr("os._exit", lambda status: pytest.fail("ended"))
+    scorer = scorer_of(RuntimeError("Sizes of tensors must match"), 1)
+    rows = scores.table_of(scorer.score(manifest.pairs("test")[0].key, shared))
+    assert set(rows[rows["method"] == "student"]["reason"]) == {"Sizes of tensors must match"}
+    assert rows[rows["method"] != "student"]["reason"].isna().all()
+    scorer.ready()
 
 
 def test_gamma_is_fitted_on_luminance(manifest):

@@ -195,6 +195,17 @@ def test_lpips_by_other_weights_does_not_compare():
         tables.arms_table({"ours": {0: one, 1: two}}, "chosen")
 
 
+def test_scores_of_another_kind_of_device_do_not_compare_and_a_gpu_is_named():
+    cpu, gpu, other_gpu = (student({"a": 1.0}, device=device) for device in ("cpu", "NVIDIA H100", "NVIDIA T4"))
+    for make in (tables.candidates_table, lambda arms: tables.arms_table({"one": dict(enumerate(arms.values()))}, "x")):
+        with pytest.raises(ValueError, match="was scored in float32 on gpu, unlike the first; score both on one kind"):
+            make({"ours": cpu, "theirs": gpu})
+    assert tables.candidates_table({"ours": gpu, "theirs": other_gpu}).heading.endswith(
+        "scored on: NVIDIA H100, NVIDIA T4, 1 images"
+    )
+    assert "scored on" not in tables.candidates_table({"ours": cpu, "theirs": cpu}).heading
+
+
 # --- arms and seeds
 
 

@@ -48,9 +48,10 @@ def make_run(folder, name="first", steps=300, seed=0, mirror=0.8, manifest="5e5e
     return run
 
 
-def add_scores(run, step, split="dev", shift=0.0, data="5e5e", lpips=True, special=None):
+def add_scores(run, step, split="dev", shift=0.0, data="5e5e", lpips=True, special=None, device="cpu"):
     """Scores of a checkpoint; the student's PSNR is 20 dB and ``shift``, less for later images."""
     common = {"checkpoint": checkpoint.name_at(step), "step": step, "split": split, "data": data}
+    common |= {"device": device, "precision": "float32"}
     rows = []
     for method, start in {"input": 7.0, "gamma": 14.0, "student": 20.0 + shift, "averaged": 21.0 + shift}.items():
         for index, key in enumerate(KEYS):
@@ -97,6 +98,18 @@ def whole_run(folder, **settings):
 
 def rendered(*runs):
     return render_report([Run.load(str(run)) for run in runs])
+
+
+def test_a_run_that_moved_says_which_checkpoints_did_not_compete(tmp_path):
+    run = whole_run(tmp_path)
+    for step, shift in ((400, 1.5), (500, 0.5)):
+        add_scores(run, step, shift=shift, device="NVIDIA H100")
+    html = rendered(run)
+    assert "checkpoint-00000400, the best of 2 by the PSNR" in html
+    assert "3 more were scored on another kind of device, before the run was moved." in html
+    assert "scored on: NVIDIA H100" in html
+    assert "NVIDIA H100, float32\ncpu, float32" in sections(html)["Provenance"]
+    assert "another kind of device" not in rendered(whole_run(tmp_path, name="other"))
 
 
 def test_the_page_of_a_run_holds_every_part_and_loads_nothing(tmp_path):
