@@ -17,7 +17,7 @@ from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig,
 from ray.train.torch import TorchTrainer
 
 from pipeline import interruption, resources, storage
-from pipeline.checkpoint import PROVENANCE, SETTINGS, STOPPED
+from pipeline.checkpoint import PROVENANCE, SETTINGS, STOPPED, DamagedCheckpointError, set_aside
 from pipeline.config import Config, differences, read_settings
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.evaluation.backbone import BackboneWeights
@@ -27,7 +27,7 @@ from pipeline.evaluation.scoring import find_lpips
 from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.nodes import check_nodes
 
-SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints
+SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints, of which all must be there
 # the git hash where the code lies without its git: in an environment variable of a job, in a file of an image
 REVISION, REVISION_FILE = "IAML_REVISION", ".revision"
 LIBRARIES = ("torch", "ray", "deepspeed", "numpy", "pillow")
@@ -111,9 +111,9 @@ def claim(config: Config, provenance: dict[str, Any]) -> None:
     """Take the run's name by storing settings and provenance, unless they are there and the run is continued."""
     url = config.run.url
     known = storage.join(url, SETTINGS)
-    storage.delete(storage.join(url, STOPPED))
+    for stale in (STOPPED, SNAPSHOT):
+        storage.delete(storage.join(url, stale))
     if storage.exists(known):
-        _set_torn_snapshot_aside(url)
         return
     storage.write_text(storage.join(url, PROVENANCE), json.dumps(provenance, indent=2))
     storage.write_text(known, config.to_yaml())
@@ -158,7 +158,7 @@ def train(
         interruption.check()
         # Ray forgets a checkpoint whose scoring was cut off together with its driver
         for url in unscored(config.run.url):
-            validation.score(url)
+            _score(validation, url)
     except ray.train.TrainingFailedError as error:
         if storage.exists(stopped):
             raise TrainingStoppedError(storage.read_text(stopped)) from error
@@ -200,6 +200,14 @@ def trainer(config: Config, provenance: dict[str, Any], validation: Validation) 
     )
 
 
+def _score(validation: Validation, url: str) -> None:
+    try:
+        validation.score(url)
+    except DamagedCheckpointError as error:
+        print(f"{error}; this checkpoint is not scored", flush=True)
+        set_aside(url)
+
+
 def _refuse_leaks(manifests: Sequence[Manifest]) -> None:
     """Refuse held-out images of any data set that are training images of any; by column, for millions of pairs."""
     tables = {manifest.url: manifest.pair_table(["key", "split", "high_sha256"]) for manifest in manifests}
@@ -232,16 +240,6 @@ def _refuse_another_run(config: Config, provenance: dict[str, Any], url: str) ->
             f"{url}: a run of this name exists with other settings or data; choose another run.name\n  "
             + "\n  ".join(found)
         )
-
-
-def _set_torn_snapshot_aside(url: str) -> None:
-    """Ray writes its list of checkpoints in place; a driver killed meanwhile leaves one that can't be read."""
-    snapshot = storage.join(url, SNAPSHOT)
-    if storage.exists(snapshot):
-        try:
-            json.loads(storage.read_text(snapshot))
-        except json.JSONDecodeError:
-            storage.delete(snapshot)
 
 
 def _git_hash() -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+import ray.train.collective
 import ray.train.torch
 import torch
 import torch.distributed as dist
@@ -101,21 +102,26 @@ def _build(config: Config, device: torch.device) -> tuple[TeacherStudent, Engine
     """The method and its engine, with the state of the newest checkpoint or fresh from the seed."""
     torch.manual_seed(config.run.seed)
     task = TeacherStudent(config.network, config.objective, config.teacher)
-    newest = _newest_checkpoint(config.run.url)
+    rank = ray.train.get_context().get_world_rank()
+    newest = _newest_checkpoint(config.run.url, rank)
     progress = checkpoint.load_weights(newest, task) if newest else Progress()
     task.to(device)
     engine = Engine(task, config.optimizer, config.micro_batch, config.train.accumulation)
     if newest:
         engine.load_optimizer_state(checkpoint.load_optimizer(newest), progress.updates)
-        if ray.train.get_context().get_world_rank() == 0:
+        if rank == 0:
             say(f"continuing from {newest} at step {progress.step}")
     return task, engine, progress
 
 
-def _newest_checkpoint(run: str) -> str | None:
-    """The checkpoint to continue from: Ray's latest or, where Ray has lost count, the newest whole one."""
-    latest = ray.train.get_checkpoint()
-    return storage.join(run, storage.name_of(latest.path)) if latest else checkpoint.newest(run)
+def _newest_checkpoint(run: str, rank: int) -> str | None:
+    """The checkpoint to continue from, which rank 0 finds for all: what Ray knows may be gone, or not the newest."""
+    newest = None
+    if rank == 0:
+        newest = checkpoint.newest(run, say)
+        checkpoint.set_aside_after(run, checkpoint.read_progress(newest).step if newest else 0)
+    found: str | None = ray.train.collective.broadcast_from_rank_zero(newest)
+    return found
 
 
 def _write_checkpoint(
