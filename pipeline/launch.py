@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.compute as pc
 import ray
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, ValidationConfig
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, ValidationConfig
 from ray.train.torch import TorchTrainer
 
 from pipeline import interruption, resources, storage
@@ -188,10 +188,6 @@ def trainer(config: Config, provenance: dict[str, Any], validation: Validation) 
             storage_filesystem=filesystem,
             logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=FailureConfig(max_failures=config.run.max_failures),
-            checkpoint_config=CheckpointConfig(
-                checkpoint_score_attribute=config.checkpoint.ranking,
-                checkpoint_score_order="max" if config.checkpoint.higher_is_better else "min",
-            ),
         ),
         # its own scheduling strategy keeps the task out of a placement group that this driver may run in
         validation_config=ValidationConfig(

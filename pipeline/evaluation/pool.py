@@ -1,13 +1,14 @@
 """A pool of evaluation actors that score a checkpoint together, and the hook that Ray Train calls.
 
 Ray Train runs ``Validation`` in a task of its own for each checkpoint, one after the other, while training
-goes on, and ranks the checkpoints by what it returns.
+goes on.
 """
 
 import math
 import tempfile
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -190,15 +191,13 @@ class Validation:
     pool: Pool
 
     def __call__(self, checkpoint: ray.train.Checkpoint) -> dict[str, float]:
-        """The score that ranks the checkpoint; one that is not finite leaves it behind all others."""
-        try:
-            score = self.score(storage.join(self.config.run.url, storage.name_of(checkpoint.path)))
-        except JobInterruptedError:
-            return {}  # it is scored when the run continues
-        return {self.config.checkpoint.ranking: score} if math.isfinite(score) else {}
+        """Score the checkpoint; Ray Train, which has no use for scores, gets none."""
+        with suppress(JobInterruptedError):  # it is scored when the run continues
+            self.score(storage.join(self.config.run.url, storage.name_of(checkpoint.path)))
+        return {}
 
-    def score(self, url: str) -> float:
-        """Score the run's checkpoint at ``url``; returns the score that ranks it."""
+    def score(self, url: str) -> None:
+        """Score the run's checkpoint at ``url``."""
         began = time.monotonic()
         scored = self.pool.score(url)
         self.pool.tell(self.config.run.name, scored, time.monotonic() - began)
@@ -206,7 +205,6 @@ class Validation:
         table = scores.put_together(self.config.run.url)
         prune(self.config, table[table["data"] == self.pool.data])
         say(f"{storage.name_of(url)} scored: {self.config.checkpoint.ranking} {score:.4f}")
-        return score
 
 
 def _step_of(url: str) -> int:

@@ -40,7 +40,6 @@ NOT_FINITE = (
     "steps in a row (train.nonfinite_limit) had a loss or gradient that is not finite; lower optimizer.learning_rate, "
     "set optimizer.clip, or inspect the data, under another run.name"
 )
-WORST = 1e9  # ranks a checkpoint below all others until its scores are in; Ray keeps metrics as JSON without infinity
 
 
 def train(settings: dict[str, Any]) -> None:
@@ -197,9 +196,8 @@ class _Reporter:
         name = checkpoint.name_at(progress.step, prefix)
         with tempfile.TemporaryDirectory() as folder:
             checkpoint.write(Path(folder), task, optimizer, progress, self._config, self._provenance)
-            unscored = -WORST if self._config.checkpoint.higher_is_better else WORST
             ray.train.report(
-                {"step": progress.step, self._config.checkpoint.ranking: unscored},
+                {},
                 checkpoint=ray.train.Checkpoint.from_directory(folder),
                 checkpoint_dir_name=name,
                 checkpoint_upload_fn=self._upload,
