@@ -17,6 +17,22 @@ from pipeline.training.settings import CheckpointSettings, OptimizerSettings, Ru
 PRESETS = Path(__file__).parent / "presets"
 
 
+MAY_CHANGE = (
+    ("data", "url"),  # where data sets lie is not what they hold: their checksums are compared instead
+    ("data", "extra_urls"),
+    ("data", "on_bad_data"),  # a run that bad data stopped may go on without them
+    ("data", "cache"),  # how fast samples come, not which
+    ("data", "cache_gib"),
+    ("data", "threads"),
+    ("data", "fetches"),
+    ("data", "ahead"),
+    ("train", "log_every"),  # only what is shown
+    ("train", "nonfinite_limit"),  # when to give up, not what to do before
+    ("optimizer", "zero_stage"),  # who keeps which moments; checkpoints hold them whole
+    ("optimizer", "channels_last"),  # how feature maps lie in memory
+)
+
+
 class Config(Settings):
     """All settings of a run."""
 
@@ -69,14 +85,14 @@ class Config(Settings):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide the weights; a run may only be continued with the same ones."""
+        """The settings that decide the weights, rounding apart; a run may only be continued with the same ones."""
         parts = {"data", "train", "optimizer", "network", "objective", "teacher"}
         identity: dict[str, Any] = {"seed": self.run.seed, **self.model_dump(mode="json", include=parts)}
-        # where data sets lie is not what they hold: their checksums are compared instead
-        for name in ("url", "extra_urls", "on_bad_data", "cache", "cache_gib", "threads", "fetches", "ahead"):
-            del identity["data"][name]
-        for name in ("log_every", "nonfinite_limit"):
-            del identity["train"][name]
+        # of `run` all but the seed may change: batches and their statistics are the same on any number of workers;
+        # what stays though it looks like a matter of speed: train.accumulation, since batch normalisation spans one
+        # forward pass of all workers, and optimizer.precision, which is more than rounding
+        for part, name in MAY_CHANGE:
+            del identity[part][name]
         return identity
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, ValidationConfig
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, ValidationConfig
 from ray.train.torch import TorchTrainer
 
 from pipeline import interruption, preflight, resources, storage
-from pipeline.checkpoint import PROVENANCE, SETTINGS, STOPPED
+from pipeline.checkpoint import PROVENANCE, SETTINGS, STOPPED, DamagedCheckpointError, set_aside
 from pipeline.config import Config, differences, read_settings
 from pipeline.connection import connect
 from pipeline.data.manifest import Manifest, load_manifest
@@ -26,7 +26,7 @@ from pipeline.evaluation.scoring import find_lpips
 from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.nodes import check_nodes
 
-SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints
+SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints, of which all must be there
 # the git hash where the code lies without its git: in an environment variable of a job, in a file of an image
 REVISION, REVISION_FILE = "IAML_REVISION", ".revision"
 LIBRARIES = ("torch", "ray", "deepspeed", "numpy", "pillow")
@@ -107,9 +107,9 @@ def claim(config: Config, provenance: dict[str, Any]) -> None:
     """Take the run's name by storing settings and provenance, unless they are there and the run is continued."""
     url = config.run.url
     known = storage.join(url, SETTINGS)
-    storage.delete(storage.join(url, STOPPED))
+    for stale in (STOPPED, SNAPSHOT):
+        storage.delete(storage.join(url, stale))
     if storage.exists(known):
-        _set_torn_snapshot_aside(url)
         return
     storage.write_text(storage.join(url, PROVENANCE), json.dumps(provenance, indent=2))
     storage.write_text(known, config.to_yaml())
@@ -154,7 +154,7 @@ def train(
         interruption.check()
         # Ray forgets a checkpoint whose scoring was cut off together with its driver; others were scored elsewhere
         for url in unscored(config.run.url, config.evaluation.conditions):
-            validation.score(url)
+            _score(validation, url)
     except ray.train.TrainingFailedError as error:
         if storage.exists(stopped):
             raise TrainingStoppedError(storage.read_text(stopped)) from error
@@ -184,16 +184,20 @@ def trainer(config: Config, provenance: dict[str, Any], validation: Validation) 
             storage_filesystem=filesystem,
             logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=FailureConfig(max_failures=config.run.max_failures),
-            checkpoint_config=CheckpointConfig(
-                checkpoint_score_attribute=config.checkpoint.ranking,
-                checkpoint_score_order="max" if config.checkpoint.higher_is_better else "min",
-            ),
         ),
         # its own scheduling strategy keeps the task out of a placement group that this driver may run in
         validation_config=ValidationConfig(
             fn=validation, ray_remote_kwargs={"num_cpus": 0, "scheduling_strategy": "SPREAD"}
         ),
     )
+
+
+def _score(validation: Validation, url: str) -> None:
+    try:
+        validation.score(url)
+    except DamagedCheckpointError as error:
+        print(f"{error}; this checkpoint is not scored", flush=True)
+        set_aside(url)
 
 
 def _refuse_another_run(config: Config, provenance: dict[str, Any], url: str) -> None:
@@ -211,16 +215,6 @@ def _refuse_another_run(config: Config, provenance: dict[str, Any], url: str) ->
             f"{url}: a run of this name exists with other settings or data; choose another run.name\n  "
             + "\n  ".join(found)
         )
-
-
-def _set_torn_snapshot_aside(url: str) -> None:
-    """Ray writes its list of checkpoints in place; a driver killed meanwhile leaves one that can't be read."""
-    snapshot = storage.join(url, SNAPSHOT)
-    if storage.exists(snapshot):
-        try:
-            json.loads(storage.read_text(snapshot))
-        except json.JSONDecodeError:
-            storage.delete(snapshot)
 
 
 def _git_hash() -> str:

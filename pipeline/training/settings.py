@@ -71,7 +71,7 @@ class CheckpointSettings(Settings):
 
     @property
     def ranking(self) -> str:
-        """The name that the ranking score bears among Ray Train's metrics."""
+        """What the ranking score is called where it is shown."""
         return f"{self.split}_{self.weights}_{self.metric}"
 
 

@@ -224,7 +224,8 @@ def test_identity_ignores_what_cannot_change_the_weights():
     same = parsed(
         "--config", "demo", "--run.max-failures", "9", "--train.log-every", "1", "--data.url", "/moved",
         "--data.extra-urls", "[/more]", "--data.on-bad-data", "skip", "--data.cache", "/fast", "--data.cache-gib", "1",
-        "--data.threads", "1", "--data.fetches", "1", "--data.ahead", "1",
+        "--data.threads", "1", "--data.fetches", "1", "--data.ahead", "1", "--run.workers", "2",
+        "--optimizer.zero-stage", "2", "--optimizer.channels-last", "true",
     )  # fmt: skip
     assert same.identity() == config.identity()
 
@@ -238,6 +239,8 @@ def test_identity_ignores_what_cannot_change_the_weights():
         ("--data.flips", "false"),
         ("--data.shuffle-shards", "3"),
         ("--data.drop-last", "true"),
+        ("--train.accumulation", "2"),  # batch normalisation spans a forward pass
+        ("--optimizer.precision", "bf16"),
     ],
 )
 def test_identity_tells_apart_what_changes_the_weights(change):

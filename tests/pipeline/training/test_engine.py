@@ -99,6 +99,19 @@ def test_continues_on_another_number_of_workers(zero_stage):
     assert largest_difference(whole["weights"], one["weights"]) < 1e-4
 
 
+def test_moments_load_on_every_zero_stage_to_the_last_bit():
+    for before in (0, 1, 2):
+        half = run_workers(2, train, before, 1, 0, 2)[0]
+        for after in (0, 1, 2):
+            for found in run_workers(2, train, after, 1, 2, 2, half):
+                assert largest_difference(half["optimizer"], found["optimizer"]) == 0, (before, after)
+        # and training goes on from them, not from copies that the stage leaves alone
+        steps = [run_workers(2, train, after, 1, 2, 4, half)[0] for after in (0, 1, 2)]
+        for other in steps[1:]:
+            assert largest_difference(steps[0]["weights"], other["weights"]) < 1e-5, before
+            assert largest_difference(steps[0]["optimizer"], other["optimizer"]) < 1e-5, before
+
+
 @pytest.mark.parametrize("zero_stage", [0, 2])
 def test_accumulation_takes_one_step_over_its_rounds(zero_stage):
     found = run_workers(2, train, zero_stage, 2, 0, 4)[0]
