@@ -351,7 +351,7 @@ def own_folder(folder: Path) -> Path:
     with suppress(FileNotFoundError):
         if (own / TAG).read_bytes() == TAG_TEXT.encode():
             return own
-    raise OSError(f"{own} holds something else; choose another data.cache")
+    raise OSError(f"{own} holds somebody else's files; move them away")
 
 
 def map_file(path: Path, size: int | None = None) -> mmap.mmap | None:

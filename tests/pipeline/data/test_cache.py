@@ -213,7 +213,7 @@ def test_a_folder_that_has_the_caches_name_but_is_not_its_own_is_left_alone(tag,
         (own / "CACHEDIR.TAG").write_bytes(b"\xff" + tag.encode())
     before = contents(tmp_path)
     cache = make_cache(tmp_path)
-    assert f"{own} holds something else; choose another data.cache; going on without it" in caplog.text
+    assert f"{own} holds somebody else's files; move them away; going on without it" in caplog.text
     assert not fill(cache, record()) and "not used" in str(cache)
     assert contents(tmp_path) == before
 
