@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := build/bench/peers
+# what uses the session's Ray cluster in one process, all else in another: Ray's processes spend much of their time waiting
+SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup
 
 .PHONY: demo test test-slow test-slurm check bench setup lock clean
 .DELETE_ON_ERROR:
@@ -21,7 +23,7 @@ demo/shards/manifest.parquet: | setup
 	$(BIN)/python pipeline/pack.py --source demo/pairs --out demo/shards --dev-fraction 0.2
 
 test: setup check      ## Pass the checks and the tests.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-slow: setup       ## The tests that take minutes each.
 	$(BIN)/python -m pytest --slow -m slow

@@ -13,7 +13,7 @@ scores-dev.parquet, pictures-dev/, grid-dev.png   added when the checkpoint has 
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load, save_file
@@ -62,6 +62,12 @@ def name_at(step: int, prefix: str = PREFIX) -> str:
     return f"{prefix}{step:08d}"
 
 
+def step_of(name: str, prefix: str = PREFIX) -> int | None:
+    """The step in a folder's name as ``name_at`` gives it; none for other names, such as a copy's."""
+    digits = name.removeprefix(prefix)
+    return int(digits) if digits.isdecimal() and name_at(int(digits), prefix) == name else None
+
+
 def write(
     folder: Path,
     task: TeacherStudent,
@@ -98,10 +104,20 @@ def load_optimizer(url: str) -> dict[str, Tensor]:
     return _read_tensors(url, OPTIMIZER)
 
 
+def kind_of(url: str) -> Literal["run", "checkpoint"] | None:
+    """What lies in the folder ``url`` by what it holds, whatever it is called; none where it is neither."""
+    names = set(storage.listdir(url))
+    if names & {STUDENT, STATE}:
+        return "checkpoint"
+    return "run" if SETTINGS in names else None
+
+
 def load_candidates(url: str, network: NetworkSettings) -> dict[str, AutoEncoder]:
-    """The networks of a checkpoint for inference: ``student``, and ``averaged`` with the teacher's decoder."""
+    """The networks of a checkpoint for inference: ``student``, and ``averaged`` where it holds a teacher's decoder."""
     student = AutoEncoder(network)
     student.load_state_dict(_read_tensors(url, STUDENT))
+    if not storage.exists(storage.join(url, TEACHER)):
+        return {"student": student.eval()}
     averaged = AutoEncoder(network)
     averaged.encoder.load_state_dict(student.encoder.state_dict())
     teacher = _read_tensors(url, TEACHER)
@@ -118,7 +134,7 @@ def read_config(url: str) -> Config:
 
 def complete_checkpoints(run: str, prefix: str = PREFIX) -> list[str]:
     """URLs of the run's checkpoints of a kind that still hold whole weights, oldest first."""
-    urls = [storage.join(run, name) for name in storage.listdir(run) if name.startswith(prefix)]
+    urls = [storage.join(run, name) for name in storage.listdir(run) if step_of(name, prefix) is not None]
     return [url for url in urls if {STATE, *WEIGHT_FILES} <= set(storage.listdir(url))]
 
 

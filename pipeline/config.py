@@ -8,6 +8,7 @@ import yaml
 from pydantic import model_validator
 
 from iaml import NetworkSettings, ObjectiveSettings, Settings, TeacherSettings
+from iaml.network import STRIDE
 from pipeline import command_line, plain_yaml, storage
 from pipeline.data.settings import DataSettings
 from pipeline.evaluation.settings import EvaluationSettings
@@ -37,6 +38,14 @@ class Config(Settings):
                 f"train.global_batch ({self.train.global_batch}) must be a multiple of "
                 f"run.workers x train.accumulation ({self.run.workers} x {self.train.accumulation})"
             )
+        # batch normalisation, whose statistics span all workers, has this much of each channel at the coarsest level
+        values = self.train.global_batch // self.train.accumulation * (self.data.crop // STRIDE) ** 2
+        if values < 2:
+            raise ValueError(
+                f"batch normalisation needs more than one pair of {STRIDE}-pixel crops in a forward pass over all "
+                f"workers: raise data.crop ({self.data.crop}), or train.global_batch ({self.train.global_batch}) above "
+                f"train.accumulation ({self.train.accumulation})"
+            )
         if self.optimizer.warmup_steps >= self.train.steps:
             raise ValueError(
                 f"optimizer.warmup_steps ({self.optimizer.warmup_steps}) must be below train.steps ({self.train.steps})"
@@ -49,6 +58,11 @@ class Config(Settings):
     def micro_batch(self) -> int:
         """Pairs in one forward pass of one worker."""
         return self.train.global_batch // (self.run.workers * self.train.accumulation)
+
+    @property
+    def rankings(self) -> frozenset[str]:
+        """The metrics that checkpoints are ranked by."""
+        return frozenset({self.checkpoint.metric})
 
     def to_yaml(self) -> str:
         """The resolved settings as YAML that ``--config`` takes."""

@@ -12,7 +12,6 @@ from pydantic import Field, model_validator
 
 from iaml import Settings
 from pipeline import launch, resources, storage
-from pipeline.checkpoint import SETTINGS
 from pipeline.command_line import parse_settings, user_errors
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.evaluation import scores, tables
@@ -76,13 +75,13 @@ def main() -> None:
         for file in filter(None, (settings.out, settings.json_file)):
             storage.check_writable(file.rpartition("/")[0])
         candidates = [Candidate.find(url, settings.split) for url in settings.urls]
-        manifest = load_manifest(data_url(settings, candidates))
+        manifest = load_data(settings, candidates)
         chosen = evaluate(settings, candidates, manifest)
         names = unique([candidate.name for candidate in candidates])
         (first, *others) = candidates
         if others:
-            of_method = [rows[rows["method"] == each.method] for each, rows in zip(candidates, chosen, strict=True)]
-            scored = dict(zip(names, of_method, strict=True))
+            shown = [each.shown(rows) for each, rows in zip(candidates, chosen, strict=True)]
+            scored = dict(zip(names, shown, strict=True))
             table, page = tables.candidates_table(scored), ""
         else:
             scored = dict(zip(names, chosen, strict=True))
@@ -137,9 +136,8 @@ def evaluate(settings: EvaluateSettings, candidates: Sequence[Candidate], manife
                     found[each.url] = pool.score(each.url, progress=True)
                 else:
                     found[each.url] = pool.score_pictures(each.url, pictures[each.url], progress=True)
-        for run in {each.url.rpartition("/")[0] for each in waiting if each.config}:
-            if storage.exists(storage.join(run, SETTINGS)):  # not where a checkpoint was copied out of its run
-                scores.put_together(run)
+        for run in {home for each in waiting if (home := each.home)}:
+            scores.put_together(run)
     return [stored(each) if each.config else found[each.url] for each in candidates]
 
 
@@ -149,6 +147,17 @@ def data_url(settings: EvaluateSettings, candidates: Sequence[Candidate]) -> str
     if settings.data.url is None and not configs:
         raise ValueError("data.url: needed to score pictures: the packed data set that they were made from")
     return settings.data.url or configs[0].data.url
+
+
+def load_data(settings: EvaluateSettings, candidates: Sequence[Candidate]) -> Manifest:
+    """The manifest of the data set to score on."""
+    url = data_url(settings, candidates)
+    try:
+        return load_manifest(url)
+    except ValueError as error:
+        if settings.data.url:
+            raise
+        raise ValueError(f"{error}; if the run's data set was moved, give its place as data.url") from error
 
 
 def evaluation_settings(settings: EvaluateSettings, candidates: Sequence[Candidate]) -> EvaluationSettings:

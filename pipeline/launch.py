@@ -6,23 +6,21 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
-from itertools import product
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
 import ray
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, ValidationConfig
 from ray.train.torch import TorchTrainer
 
-from pipeline import interruption, resources, storage
+from pipeline import interruption, preflight, resources, storage
 from pipeline.checkpoint import PROVENANCE, SETTINGS, STOPPED
 from pipeline.config import Config, differences, read_settings
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.evaluation.backbone import BackboneWeights
 from pipeline.evaluation.pool import Pool, Validation
-from pipeline.evaluation.results import unscored
+from pipeline.evaluation.results import read_provenance, unscored
 from pipeline.evaluation.scoring import find_lpips
 from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.nodes import check_nodes
@@ -40,10 +38,7 @@ class TrainingStoppedError(Exception):
 def check_data(config: Config) -> tuple[Manifest, ...]:
     """The manifests of ``config.data.urls``, once they are known to serve; ``ValueError`` with what to do otherwise."""
     manifests = tuple(load_manifest(url) for url in config.data.urls)
-    for manifest in manifests:
-        manifest.split("train")
-    manifests[0].split("dev")
-    _refuse_leaks(manifests)
+    preflight.check_data(config, manifests)
     return manifests
 
 
@@ -200,32 +195,15 @@ def trainer(config: Config, provenance: dict[str, Any], validation: Validation) 
     )
 
 
-def _refuse_leaks(manifests: Sequence[Manifest]) -> None:
-    """Refuse held-out images of any data set that are training images of any; by column, for millions of pairs."""
-    tables = {manifest.url: manifest.pair_table(["key", "split", "high_sha256"]) for manifest in manifests}
-    for (url, table), (training_url, others) in product(tables.items(), repeat=2):
-        held = table.filter(pc.not_equal(table["split"], "train"))
-        trained = others.filter(pc.equal(others["split"], "train"))
-        places = pc.index_in(held["high_sha256"], value_set=trained["high_sha256"])
-        leaks = held.filter(pc.is_valid(places))
-        if len(leaks):
-            twins = trained["key"].take(pc.drop_null(places)[:5]).to_pylist()
-            names = ", ".join(
-                f"{leak['key']} ({leak['split']}) is {twin}"
-                for leak, twin in zip(leaks[:5].to_pylist(), twins, strict=True)
-            )
-            place = "as well" if training_url == url else f"of {training_url}"
-            raise ValueError(
-                f"{url}: {len(leaks)} held-out images are training images {place}: {names}; pack again without them"
-            )
-
-
 def _refuse_another_run(config: Config, provenance: dict[str, Any], url: str) -> None:
     before = Config.model_validate(read_settings(storage.join(url, SETTINGS)))
     found = [f"{name}: {old} before, {new} now" for name, old, new in differences(before.identity(), config.identity())]
-    checksums = json.loads(storage.read_text(storage.join(url, PROVENANCE)))["manifest_sha256"]
+    checksums = read_provenance(url).get("manifest_sha256", [])
     if checksums != provenance["manifest_sha256"]:
-        shown = (", ".join(one[:12] for one in several) for several in (checksums, provenance["manifest_sha256"]))
+        shown = (
+            ", ".join(one[:12] for one in several) or "unknown"
+            for several in (checksums, provenance["manifest_sha256"])
+        )
         found.append("data: manifest {} before, {} now".format(*shown))
     if found:
         raise ValueError(

@@ -86,8 +86,8 @@ def test_other_settings_or_data_under_the_same_name_are_refused(trained, refusal
 
 @pytest.fixture(scope="module")
 def scored_on_test(trained, command, shards, tmp_path_factory):
-    """A copy of the finished run, moved elsewhere, whose test split has been scored, and what that printed."""
-    run = tmp_path_factory.mktemp("moved") / "run"
+    """A copy of the finished run, moved and renamed, whose test split has been scored, and what that printed."""
+    run = tmp_path_factory.mktemp("moved") / "checkpoint-moved"
     shutil.copytree(trained[0], run)
     arguments = ["--checkpoint", str(run), "--data.url", shards, "--split", "test"]
     return run, arguments, command("pipeline/evaluate.py", *arguments)
@@ -122,15 +122,19 @@ def test_evaluate_compares_runs_checkpoints_and_pictures(scored_on_test, command
     for pair in find_pairs(Path(shards).parent / "source"):
         if pair.split == "test":
             shutil.copy(pair.high, tmp_path / pair.low.name)
-    compared = [str(run), str(run / "checkpoint-00000036"), str(tmp_path)]
+    bare = tmp_path / "best"  # a checkpoint under another name, reduced to what is needed to use it
+    bare.mkdir()
+    for name in ("student.safetensors", "settings.yaml"):
+        shutil.copy(run / "checkpoint-00000036" / name, bare)
+    compared = [str(run), str(run / "checkpoint-00000036"), str(tmp_path), str(bare)]
     out = tmp_path / "scores.parquet"
     arguments = ["--compare", *compared, "--data.url", shards, "--split", "test", "--out", str(out)]
     arguments += ["--json", str(tmp_path / "scores.json")]
     output = command("pipeline/evaluate.py", *arguments)
     number = r"[+-]\d+\.\d+"
-    assert re.search(
-        rf"^run/checkpoint-00000036 minus the first +{number} \[{number}, {number}\]", output, re.MULTILINE
-    )
+    named = f"{run.name}/checkpoint-00000036", f"{tmp_path.name}/best"
+    shown = [re.search(rf"^{name} minus the first +({number} \[{number}, {number}\])", output, re.M) for name in named]
+    assert shown[0] and shown[1] and shown[0][1] == shown[1][1]
     assert re.search(rf"^{tmp_path.name} +inf +1\.0000 +0\.0000$", output, re.MULTILINE)
     assert set(pd.read_parquet(out)["method"]) == {"input", "gamma", "student", "averaged", "images"}
     document = json.loads((tmp_path / "scores.json").read_text())

@@ -188,6 +188,11 @@ class SearchConfig(Config):
         return tuple(map(Objective.parse, self.search.objectives or [self.checkpoint.metric]))
 
     @property
+    def rankings(self) -> frozenset[str]:
+        """The metrics that checkpoints and trials are ranked by."""
+        return super().rankings | {metric for objective in self.objectives for metric in objective.factors}
+
+    @property
     def rungs(self) -> tuple[int, ...]:
         """Steps at which trials may be stopped early: the checkpoints after 1/9 and 1/3 of the steps (reduction 3)."""
         if self.search.reduction is None:

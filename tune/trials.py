@@ -20,7 +20,7 @@ from ray.tune.search import Searcher
 from tqdm import tqdm
 
 from pipeline import interruption, resources, runs, storage
-from pipeline.checkpoint import PREFIX
+from pipeline.checkpoint import step_of
 from pipeline.config import Config
 from pipeline.data.manifest import Manifest
 from pipeline.evaluation import scores
@@ -93,12 +93,11 @@ class TrialRun(tune.Trainable):  # type: ignore[misc]
     def _next_scores(self) -> tuple[int, dict[str, float]] | None:
         """Step and mean scores of the oldest scored checkpoint that has not been told yet."""
         for name in storage.listdir(self._run.run.url):
-            if not name.startswith(PREFIX) or name in self._seen:
+            if step_of(name) is None or name in self._seen:
                 continue
-            file = storage.join(self._run.run.url, name, scores_file("dev"))
-            if storage.exists(file):
+            table = scores.stored(storage.join(self._run.run.url, name, scores_file("dev")))
+            if len(table):
                 self._seen.add(name)
-                table = scores.read(file)
                 found = self._means(table)
                 if found:
                     return int(table["step"].iloc[0]), found

@@ -36,12 +36,17 @@ class Candidate:
         Raises:
             ValueError: nothing to score, or a run that is not yet to be scored on the test split.
         """
-        if not storage.exists(storage.join(url, checkpoint.SETTINGS)):
+        kind = checkpoint.kind_of(url)
+        if kind is None:
             if not storage.listdir(url):
                 raise ValueError(f"{url}: there is no run, checkpoint or folder of pictures")
             return cls(url, None, None)
+        if not storage.exists(storage.join(url, checkpoint.SETTINGS)):
+            raise ValueError(
+                f"{url}: holds weights, but no {checkpoint.SETTINGS} that says of which network; copy its run's there"
+            )
         config = checkpoint.read_config(url)
-        if storage.name_of(url).startswith(checkpoint.PREFIX):
+        if kind == "checkpoint":
             return cls(url, config, None)
         if split == "test" and not results.is_finished(url, config.train.steps):
             raise ValueError(
@@ -51,9 +56,16 @@ class Candidate:
         return cls(results.best_checkpoint(Run.load(url)), config, url)
 
     @property
-    def method(self) -> str:
-        """The row of tables that stands for it."""
-        return self.config.checkpoint.weights if self.config else "images"
+    def home(self) -> str | None:
+        """Folder of the run that wrote the checkpoint where it lies; none for pictures, and for a copy."""
+        parent = self.url.rpartition("/")[0]
+        is_own = self.config and checkpoint.step_of(storage.name_of(self.url)) is not None
+        return parent if is_own and checkpoint.kind_of(parent) == "run" else None
+
+    def shown(self, rows: Table) -> Table:
+        """Those of its rows that stand for it: by the weights that its run ranks, or the student where it is alone."""
+        wanted = self.config.checkpoint.weights if self.config else "images"
+        return rows[rows["method"] == (wanted if wanted in set(rows["method"]) else "student")]
 
     @property
     def name(self) -> str:
@@ -61,9 +73,9 @@ class Candidate:
         return "/".join(self.url.split("/")[-2 if self.config else -1 :])
 
     def table(self, split: Split) -> Table:
-        """The stored scores of a checkpoint; empty where there are none."""
-        url = storage.join(self.url, scores_file(split))
-        return scores.read(url) if storage.exists(url) else scores.table_of([])
+        """The stored scores of a checkpoint, of a copy by the copy's name; empty where there are none."""
+        table = scores.stored(storage.join(self.url, scores_file(split)))
+        return table.assign(checkpoint=storage.name_of(self.url))
 
     def with_newest(self, count: int) -> "list[Candidate]":
         """With the newest checkpoints of its run whose weights were kept, for their mean."""

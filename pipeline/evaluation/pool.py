@@ -119,9 +119,12 @@ class Pool:
     def score(self, url: str, *, progress: bool = False) -> Table:
         """Score the checkpoint at ``url``; pictures and, last, its scores are stored beside it."""
         config = checkpoints.read_config(url).model_copy(update={"evaluation": self.settings})
-        shared = Shared(self.lpips, ray.put(checkpoints.load_candidates(url, config.network)))
+        networks = checkpoints.load_candidates(url, config.network)
+        if "averaged" not in networks:
+            say(f"{url}: has no {checkpoints.TEACHER}, so that only the student is scored")
+        shared = Shared(self.lpips, ray.put(networks))
         found = self._each(lambda actor, key: actor.score.remote(key, shared), progress=progress)
-        table = self._table(url, checkpoints.read_progress(url).step, found, ("input", "gamma", "student", "averaged"))
+        table = self._table(url, _step_of(url), found, ("input", "gamma", *networks))
         self._store_pictures(url, score_of_images(table, config), shared)
         return scores.store(storage.join(url, scores_file(self.split)), table)
 
@@ -204,6 +207,11 @@ class Validation:
         prune(self.config, table[table["data"] == self.pool.data])
         say(f"{storage.name_of(url)} scored: {self.config.checkpoint.ranking} {score:.4f}")
         return score
+
+
+def _step_of(url: str) -> int:
+    """The step of a checkpoint; 0 where its weights were copied without it."""
+    return checkpoints.read_progress(url).step if storage.exists(storage.join(url, checkpoints.STATE)) else 0
 
 
 def _rows_without(settings: EvaluationSettings, methods: Sequence[str], key: str, death: RayError) -> list[Row]:

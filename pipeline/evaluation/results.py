@@ -16,7 +16,7 @@ from pipeline.evaluation import scores
 from pipeline.evaluation.scores import Table, scores_file
 from pipeline.evaluation.settings import Split
 from pipeline.evaluation.tables import TextTable, checkpoint_table
-from pipeline.training.monitor import read_metrics
+from pipeline.training.monitor import read_metrics, say_once
 
 VIEWS = ("low", "gamma", "enhanced", "clean", "error")  # of an image, as pictures show it
 BRIGHTEST_ERROR = 0.5  # mean difference over the channels at which the map of errors ends
@@ -41,7 +41,7 @@ class Run:
     Attributes:
         url: its folder.
         config: its resolved settings.
-        provenance: what else its weights come from.
+        provenance: what else its weights come from; empty where no file of it can be read.
         metrics: records of training: ``step``, the loss terms, ``learning_rate``, ``images_per_s`` ...
         scores: every number of every scored checkpoint.
     """
@@ -55,9 +55,10 @@ class Run:
     @classmethod
     def load(cls, url: str) -> "Run":
         """Read the run in the folder ``url``; ``ValueError`` when there is none."""
+        if checkpoint.kind_of(url) == "checkpoint":
+            raise ValueError(f"{url}: is a checkpoint; give the folder of its run")
         config = read_config(url)
-        provenance = json.loads(storage.read_text(storage.join(url, checkpoint.PROVENANCE)))
-        return cls(url, config, provenance, read_metrics(url), scores.read_run(url))
+        return cls(url, config, read_provenance(url), read_metrics(url), scores.read_run(url))
 
     @property
     def name(self) -> str:
@@ -67,8 +68,17 @@ class Run:
     @cached_property
     def chosen(self) -> str | None:
         """Name of the best checkpoint by the development split; none while none has been scored."""
-        order = ranked(self.scores[self.scores["data"] == data_of(self.provenance)], self.config)
+        order = ranked(self.scores[self.scores["data"] == self.data], self.config)
         return order[0] if order else None
+
+    @cached_property
+    def data(self) -> str | None:
+        """SHA-256 of the manifest whose development split chooses its checkpoints: that of its first data set.
+
+        Where no provenance is left, that of its only scores; none where there are several.
+        """
+        scored = self.scores.loc[self.scores["split"] == "dev", "data"].unique()
+        return data_of(self.provenance) or (str(scored[0]) if len(scored) == 1 else None)
 
     def scores_of(self, name: str, split: Split) -> Table:
         """A checkpoint's scores on one split; empty when there are none.
@@ -76,7 +86,7 @@ class Run:
         On the development split they are those of the run's own data, on the test split of the data scored last.
         """
         rows = self.scores[(self.scores["checkpoint"] == name) & (self.scores["split"] == split)]
-        data = data_of(self.provenance) if split == "dev" else rows["data"].iloc[-1:].max()
+        data = self.data if split == "dev" else rows["data"].iloc[-1:].max()
         return rows[rows["data"] == data]
 
     def table(self, split: Split) -> TextTable:
@@ -89,18 +99,47 @@ class Run:
         return checkpoint_table(rows, self.scores[self.scores["split"] == split], self.config.evaluation.last)
 
     def pictures(self, name: str, split: Split) -> Mapping[str, Mapping[str, str]]:
-        """URLs of a checkpoint's pictures of ``split``, by image and view."""
+        """URLs of a checkpoint's pictures of ``split``, by image and view; other files are passed over and named."""
         folder = storage.join(self.url, name, pictures_folder(split))
         urls: dict[str, dict[str, str]] = {}
+        others = []
         for file in storage.listdir(folder):
-            key, view, _ = file.rsplit(".", 2)
-            urls.setdefault(key, {})[view] = storage.join(folder, file)
+            key, _, view = file.removesuffix(f".{PICTURE}").rpartition(".")
+            if key and view in VIEWS and file.endswith(f".{PICTURE}"):
+                urls.setdefault(key, {})[view] = storage.join(folder, file)
+            else:
+                others.append(file)
+        if others:
+            say_once(f"{folder}: passed over {', '.join(others)}: no pictures of a checkpoint")
         return urls
 
 
-def data_of(provenance: Mapping[str, Any]) -> str:
-    """SHA-256 of the manifest whose development split chooses a run's checkpoints: that of its first data set."""
-    return str(provenance["manifest_sha256"][0])
+def read_provenance(run: str) -> dict[str, Any]:
+    """What a run's weights come from besides its settings; where its own file is damaged, by a checkpoint's copy.
+
+    Empty where none can be read.
+    """
+    own = [name for name in storage.listdir(run) if checkpoint.step_of(name) is not None]
+    for url in (storage.join(run, *name, checkpoint.PROVENANCE) for name in ((), *((name,) for name in own))):
+        try:
+            found = json.loads(storage.read_bytes(url))
+            if data_of(found):
+                return dict(found)
+            reason = "lacks manifest_sha256"
+        except FileNotFoundError:
+            reason = "is missing"
+        except ValueError as error:
+            reason = f"can't be read ({error})"
+        say_once(f"{url}: {reason}; passed over")
+    return {}
+
+
+def data_of(provenance: Any) -> str | None:
+    """SHA-256 of the manifest of the first data set that a provenance names; none where it names none."""
+    match provenance:
+        case {"manifest_sha256": [str(checksum), *_]}:
+            return checksum
+    return None
 
 
 def arms(runs: Sequence[Run]) -> dict[str, dict[int, Run]]:
@@ -160,13 +199,17 @@ def best_checkpoint(run: Run) -> str:
 
 def unscored(run: str) -> list[str]:
     """URLs of the run's whole checkpoints that have no scores on the development split yet, oldest first."""
-    return [url for url in checkpoint.complete_checkpoints(run) if scores_file("dev") not in storage.listdir(url)]
+    return [url for url in checkpoint.complete_checkpoints(run) if not is_scored(url)]
+
+
+def is_scored(url: str) -> bool:
+    """Whether a checkpoint has scores on the development split that can be read."""
+    return not scores.stored(storage.join(url, scores_file("dev"))).empty
 
 
 def is_finished(run: str, steps: int) -> bool:
     """Whether a run has taken its last step and every checkpoint of it is scored."""
-    last = storage.join(run, checkpoint.name_at(steps))
-    return scores_file("dev") in storage.listdir(last) and not unscored(run)
+    return is_scored(storage.join(run, checkpoint.name_at(steps))) and not unscored(run)
 
 
 def prune(config: Config, table: Table) -> None:

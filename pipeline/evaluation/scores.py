@@ -4,7 +4,7 @@
 <run>/scores.parquet                           all rows of the run, put together from those
 
 Columns:
-    checkpoint, step   what was scored; of a folder of pictures its name, and step 0
+    checkpoint, step   what was scored; of pictures and of weights without state.json the folder's name, and step 0
     split, data        on which images: ``train``, ``dev`` or ``test``, and the SHA-256 of the data set's manifest
     key                which of them
     method             ``input``, ``gamma`` (one exponent for all), ``student``, ``averaged``, or ``images``
@@ -25,10 +25,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import storage
-from pipeline.checkpoint import PREFIX
+from pipeline.checkpoint import step_of
 from pipeline.evaluation.settings import SPLITS, Split
+from pipeline.training.monitor import say_once
 
-TABLE = "scores.parquet"
+TABLE, UNREADABLE = "scores.parquet", ".unreadable"
 SCHEMA = pa.schema(
     [
         *[pa.field(name, pa.string()) for name in ("checkpoint", "split", "data", "key", "method", "metric")],
@@ -59,25 +60,45 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
 def write(url: str, table: Table) -> None:
     """Write a table of scores as Parquet, whole or not at all."""
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pandas(table, schema=SCHEMA, preserve_index=False), sink, compression="zstd")
+    whole = pa.Table.from_pandas(table, schema=SCHEMA, preserve_index=False)
+    pq.write_table(whole, sink, compression="zstd", write_page_checksum=True)
     storage.write_bytes(url, sink.getvalue().to_pybytes())
 
 
 def read(url: str) -> Table:
-    """Read a table of scores; ``ValueError`` when it is none."""
+    """Read a table of scores; ``ValueError`` when it is none, or damaged."""
+    data = storage.read_bytes(url)
     try:
-        file = pq.ParquetFile(pa.BufferReader(storage.read_bytes(url)), pre_buffer=False)
+        file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False, page_checksum_verification=True)
         missing = [name for name in SCHEMA.names if name not in file.schema_arrow.names]
         if missing:  # which reading would pass over
             raise pa.ArrowKeyError(f"without {', '.join(missing)}")
-        return file.read(columns=SCHEMA.names, use_threads=False).to_pandas(use_threads=False)
-    except pa.ArrowException as error:
+        table = file.read(columns=SCHEMA.names, use_threads=False).cast(SCHEMA)
+        return table.to_pandas(use_threads=False, ignore_metadata=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"{url}: is not a table of scores ({error}); score the checkpoint again") from error
 
 
+def stored(url: str) -> Table:
+    """The rows in a file of scores; none where there is no such file, or where it is damaged, as is said then."""
+    try:
+        return read(url)
+    except FileNotFoundError:
+        return table_of([])
+    except ValueError as error:
+        say_once(f"passed over as if not scored: {error}")
+        return table_of([])
+
+
 def store(url: str, table: Table) -> Table:
-    """Add rows to a file of scores, in the place of older ones of the same kind; returns all rows of their data."""
-    rows = pd.concat([read(url), table], ignore_index=True) if storage.exists(url) else table
+    """Add rows to a file of scores, in the place of older ones of the same kind; returns all rows of their data.
+
+    A file that can't be read is kept beside it, since another version may have written it.
+    """
+    before = stored(url)
+    if before.empty and storage.exists(url):
+        storage.write_bytes(f"{url}{UNREADABLE}", storage.read_bytes(url))
+    rows = pd.concat([before, table], ignore_index=True)
     kind = ["data", "key", "method", "metric", "protocol"]
     rows = rows.drop_duplicates(kind, keep="last", ignore_index=True)
     write(url, rows)
@@ -85,11 +106,11 @@ def store(url: str, table: Table) -> Table:
 
 
 def read_run(run: str) -> Table:
-    """All scores of a run's checkpoints, oldest checkpoint first; empty when none has been scored."""
-    folders = [storage.join(run, name) for name in storage.listdir(run) if name.startswith(PREFIX)]
+    """All scores of a run's checkpoints, not of copies of them, oldest first; empty when none has been scored."""
+    folders = [storage.join(run, name) for name in storage.listdir(run) if step_of(name) is not None]
     wanted = {scores_file(split) for split in SPLITS}
     urls = [storage.join(folder, name) for folder in folders for name in storage.listdir(folder) if name in wanted]
-    return pd.concat(map(read, urls), ignore_index=True) if urls else table_of([])
+    return pd.concat(map(stored, urls), ignore_index=True) if urls else table_of([])
 
 
 def put_together(run: str) -> Table:

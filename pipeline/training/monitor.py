@@ -4,6 +4,7 @@
 <run>/tensorboard/      the same as TensorBoard events
 """
 
+import functools
 import json
 import sys
 import tempfile
@@ -74,17 +75,40 @@ class Monitor:
 
 
 def read_metrics(run: str) -> list[dict[str, Any]]:
-    """The records of a run so far, oldest first."""
+    """The records of a run so far, oldest first; lines that can't be read are passed over, as is said."""
     url = storage.join(run, METRICS)
     if not storage.exists(url):
         return []
-    return [json.loads(line) for line in storage.read_text(url).splitlines()]
+    lines = storage.read_bytes(url).splitlines()
+    records = [_record(line) for line in lines]
+    damaged = [number for number, record in enumerate(records, 1) if record is None]
+    if damaged:
+        say_once(
+            f"{url}: passed over {len(damaged)} of {len(lines)} lines that can't be read, the first is {damaged[0]}"
+        )
+    return [record for record in records if record is not None]
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record in a line: numbers by name, one of them ``step``; none where it is damaged."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    is_whole = isinstance(record, dict) and all(isinstance(value, int | float) for value in record.values())
+    return record if is_whole and isinstance(record.get("step"), int) else None
 
 
 def say(message: str) -> None:
     """Show a line at once; Ray Train's own ``print`` would show it twice."""
     sys.stdout.write(f"{message}\n")
     sys.stdout.flush()
+
+
+@functools.cache
+def say_once(message: str) -> None:
+    """Say what a process would otherwise say each time that it reads the same file."""
+    say(message)
 
 
 def _event_folder(run: str) -> Path:

@@ -100,6 +100,25 @@ def test_missing_weights_are_named(written):
         checkpoint.load_candidates(url, NETWORK)
 
 
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        (["settings.yaml", "provenance.json", "scores.parquet"], "run"),
+        (["settings.yaml", "student.safetensors"], "checkpoint"),  # all that is needed to use it
+        (["settings.yaml", "student.safetensors", "state.json"], "checkpoint"),
+        (["settings.yaml", "state.json", "scores-dev.parquet"], "checkpoint"),  # its weights were not kept
+        (["student.safetensors"], "checkpoint"),
+        (["1.png", "scores-dev.parquet"], None),
+        ([], None),
+    ],
+)
+@pytest.mark.parametrize("name", ["checkpoint-best", "interim-1", "best"])
+def test_runs_and_checkpoints_are_known_by_what_they_hold(tmp_path, name, names, kind):
+    for file in names:
+        storage.write_text(str(tmp_path / name / file), "")
+    assert checkpoint.kind_of(str(tmp_path / name)) == kind
+
+
 def test_progress_counts_steps_left_out():
     progress = Progress()
     for applied in (True, False, False, True, False):

@@ -58,6 +58,18 @@ def test_resolved_settings_read_back_the_same(tmp_path):
         (["--config", "lol_v1", *URL, "--run.workers", "3"], r"train.global_batch \(8\) must be a multiple of"),
         (["--config", "lol_v1", *URL, "--data.crop", "100"], "data.crop: Input should be a multiple of 32"),
         (["--config", "lol_v1", *URL, "--objective.beta", "0", "--objective.gamma", "2"], "gamma has no effect"),
+        (
+            ["--config", "lol_v1", *URL, "--data.crop", "32", "--train.global-batch", "1"],
+            r"more than one pair of 32-pixel crops .* raise data.crop \(32\), or train.global_batch \(1\) above",
+        ),
+        (
+            ["--config", "lol_v1", *URL, "--data.crop", "32", "--train.global-batch", "8", "--train.accumulation", "8"],
+            r"global_batch \(8\) above train.accumulation \(8\)",
+        ),
+        (
+            ["--config", "lol_v1", *URL, "--data.extra-urls", "/b", "--data.weights", "1e308", "1e308"],
+            "data: weights must be above 0 and their sum finite",
+        ),
         (["--config", "lol_v1", *URL, "--optimizer.warmup-steps", "30313"], "warmup_steps"),
         (["--config", "lol_v1", *URL, "--optimizer.final-learning-rate", "1"], "must not exceed learning_rate"),
         (
@@ -87,6 +99,18 @@ def test_mistakes_are_named_and_end_with_status_2(options, message, capsys):
         parsed(*options)
     assert exit.value.code == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--data.crop", "64", "--train.global-batch", "1"],
+        ["--data.crop", "32", "--train.global-batch", "2", "--run.workers", "2"],  # statistics span all workers
+        ["--data.crop", "32", "--train.global-batch", "8", "--train.accumulation", "4"],
+    ],
+)
+def test_two_values_of_each_channel_are_enough_for_batch_normalisation(options):
+    assert parsed("--config", "lol_v1", *URL, *options).data.url == "/data"
 
 
 @pytest.mark.parametrize(

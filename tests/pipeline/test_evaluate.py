@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from score_tables import make_run
 
 from pipeline import evaluate
-from pipeline.evaluate import EvaluateSettings, data_url, evaluation_settings, unique
+from pipeline.evaluate import EvaluateSettings, data_url, evaluation_settings, load_data, unique
 from pipeline.evaluation.candidates import Candidate
 from pipeline.evaluation.settings import EvaluationSettings
 
@@ -69,6 +69,13 @@ def test_data_are_those_named_or_else_the_first_run_s(candidate):
         data_url(unnamed, [PICTURES, PICTURES])
 
 
+def test_a_run_s_data_set_that_was_moved_is_asked_for(candidate):
+    with pytest.raises(ValueError, match=r"/the/run's/manifest\.parquet: .* moved, give its place as data\.url"):
+        load_data(EvaluateSettings.model_validate({"checkpoint": "/c"}), [candidate])
+    with pytest.raises(ValueError, match=r"/named/manifest\.parquet: there is no manifest(?!.*moved)"):
+        load_data(EvaluateSettings.model_validate({"checkpoint": "/c", "data": {"url": "/named"}}), [candidate])
+
+
 def test_a_run_is_scored_by_its_own_settings_but_for_its_machines(candidate):
     settings = evaluation_settings(EvaluateSettings.model_validate({"checkpoint": "/c"}), [candidate])
     assert (settings.protocols, settings.lpips, settings.tile) == (("cidnet", "rgb_u8"), "vgg", 512)
@@ -94,7 +101,7 @@ def test_names_that_are_not_unique_are_numbered():
 def evaluated(tmp_path, monkeypatch):
     """Runs the command on two checkpoints whose scores are there, and returns what it writes for programs."""
     run = make_run(tmp_path, {4: 20.0, 5: 21.5})
-    monkeypatch.setattr(evaluate, "load_manifest", lambda url: None)
+    monkeypatch.setattr(evaluate, "load_data", lambda settings, found: None)
     monkeypatch.setattr(evaluate, "evaluate", lambda settings, found, manifest: [each.table("dev") for each in found])
     file = tmp_path / "made/for # it/scores.json"
 

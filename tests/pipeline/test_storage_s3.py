@@ -335,7 +335,7 @@ def test_silence_beyond_patience_names_the_url_and_what_to_check(disturbed, faul
 def test_errors_that_stay_are_raised_in_the_end(disturbed, faults, hasty):
     faults.add(Fault("status", status=503))
     with pytest.raises(OSError, match=r"folder/object: S3 failed \(.*SlowDown"):
-        read_through(disturbed, patience_s=1.0)
+        read_through(disturbed, patience_s=3.0)
     assert len(faults.requests) >= 2
 
 

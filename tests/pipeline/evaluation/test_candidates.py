@@ -1,9 +1,11 @@
 """Candidates for scoring: what is found at a URL, and the pictures in a folder."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
-from score_tables import checkpoint_rows, make_run, write_scores
+from score_tables import checkpoint_rows, make_run, score_table, write_scores
 
 from pipeline import checkpoint, storage
 from pipeline.data.manifest import PairRecord
@@ -30,7 +32,7 @@ def test_a_run_stands_for_its_best_checkpoint(tmp_path):
     run = make_run(tmp_path, {2: 30.0, 4: 20.0}, checkpoint={"weights": "student"})
     found = Candidate.find(run, "test")
     assert (found.url, found.run) == (f"{run}/checkpoint-00000002", run)
-    assert (found.name, found.method) == ("run/checkpoint-00000002", "student")
+    assert (found.name, found.home) == ("run/checkpoint-00000002", run)
     assert found.config == checkpoint.read_config(run)
 
 
@@ -38,14 +40,66 @@ def test_a_checkpoint_stands_for_itself(tmp_path):
     run = make_run(tmp_path, {2: 30.0, 4: 20.0}, checkpoint={"weights": "averaged"})
     found = Candidate.find(f"{run}/checkpoint-00000004", "test")
     assert (found.url, found.run) == (f"{run}/checkpoint-00000004", None)
-    assert (found.name, found.method) == ("run/checkpoint-00000004", "averaged")
+    assert (found.name, found.home) == ("run/checkpoint-00000004", run)
 
 
 def test_any_other_folder_holds_pictures(tmp_path):
     picture(tmp_path / "method/1.png")
     found = Candidate.find(str(tmp_path / "method"), "test")
     assert found == Candidate(str(tmp_path / "method"), None, None)
-    assert (found.name, found.method) == ("method", "images")
+    assert (found.name, found.home) == ("method", None)
+
+
+def test_a_run_is_known_whatever_its_name(tmp_path):
+    run = make_run(tmp_path, {2: 30.0, 4: 20.0}, run={"name": "checkpoint-free"})
+    moved = tmp_path / "elsewhere/checkpoint-00000009"
+    shutil.copytree(run, moved)
+    for place in (run, str(moved)):
+        found = Candidate.find(place, "test")
+        assert (found.url, found.run, found.home) == (f"{place}/checkpoint-00000002", place, place)
+
+
+@pytest.mark.parametrize("place", ["best", "run/best", "run/checkpoint-best", "run/interim-00000004"])
+def test_a_checkpoint_is_known_whatever_its_name_and_a_copy_is_none_of_the_run(place, tmp_path):
+    run = make_run(tmp_path, {4: 20.0, 2: 30.0})
+    before = scores.read_run(run)
+    shutil.copytree(f"{run}/checkpoint-00000004", tmp_path / place)
+    found = Candidate.find(str(tmp_path / place), "test")
+    assert (found.url, found.run, found.home) == (str(tmp_path / place), None, None)
+    assert set(found.table("dev")["checkpoint"]) == {tmp_path.joinpath(place).name}
+    assert scores.read_run(run).equals(before)
+    assert [storage.name_of(url)[-4:] for url in checkpoint.complete_checkpoints(run)] == ["0002", "0004"]
+
+
+def test_weights_with_settings_alone_are_a_checkpoint_and_without_them_refused(tmp_path):
+    run = make_run(tmp_path, {4: 20.0})
+    (tmp_path / "bare").mkdir()
+    for name in ("student.safetensors", "settings.yaml"):
+        shutil.copy(f"{run}/checkpoint-00000004/{name}", tmp_path / "bare")
+    found = Candidate.find(str(tmp_path / "bare"), "test")
+    assert found.config == checkpoint.read_config(run)
+    assert found.table("dev").empty
+    storage.delete(str(tmp_path / "bare/settings.yaml"))
+    with pytest.raises(ValueError, match=r"bare: holds weights, but no settings\.yaml that says of which network"):
+        Candidate.find(str(tmp_path / "bare"), "test")
+
+
+@pytest.mark.parametrize(
+    ("weights", "methods", "shown"),
+    [
+        ("averaged", ("input", "student", "averaged"), "averaged"),
+        ("student", ("input", "student", "averaged"), "student"),
+        ("averaged", ("input", "student"), "student"),
+    ],
+)
+def test_rows_that_stand_for_a_checkpoint(weights, methods, shown, tmp_path):
+    found = Candidate.find(make_run(tmp_path, {4: 20.0}, checkpoint={"weights": weights}), "dev")
+    assert set(found.shown(score_table({method: {"a": 1.0} for method in methods}))["method"]) == {shown}
+
+
+def test_rows_that_stand_for_pictures():
+    rows = score_table({method: {"a": 1.0} for method in ("input", "gamma", "images")})
+    assert set(Candidate("/p", None, None).shown(rows)["method"]) == {"images"}
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty"])

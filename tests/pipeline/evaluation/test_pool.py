@@ -1,6 +1,7 @@
 """A pool of evaluation actors: sized by what is free, and not disturbed by the death of an actor or a node."""
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -170,6 +171,22 @@ def test_pictures_made_elsewhere_are_scored_as_they_are(pool: Pool, manifest: Ma
     assert set(rows.index) == set(clean) and set(rows["checkpoint"]) == {"method"}
     for key, image in clean.items():
         assert rows["value"][key] == pytest.approx(peak_signal_noise_ratio(image, image // 2, data_range=255), abs=1e-4)
+
+
+def test_a_student_without_its_teacher_and_its_step_is_scored_alone(
+    pool: Pool, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = tmp_path / "best"
+    bare.mkdir()
+    for name in (checkpoint.STUDENT, checkpoint.SETTINGS):
+        shutil.copy(Path(url, name), bare)
+    table = pool.score(str(bare))
+    assert f"{bare}: has no teacher.safetensors, so that only the student is scored" in capsys.readouterr().out
+    assert set(table["method"]) == {"input", "gamma", "student"}
+    assert set(table["checkpoint"]) == {"best"} and set(table["step"]) == {0}
+    whole = pool.score(url)
+    expected = whole[whole["method"] != "averaged"]["value"]
+    assert table["value"].to_numpy() == pytest.approx(expected.to_numpy(), nan_ok=False)
 
 
 @pytest.mark.usefixtures("driver")

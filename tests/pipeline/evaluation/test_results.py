@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 from score_tables import DATA, checkpoint_rows, make_run, score_rows, write_scores
@@ -121,6 +122,14 @@ def test_keeps_the_last_the_best_and_what_is_not_scored_yet(tmp_path):
     assert storage.exists(f"{run}/checkpoint-00000002/{checkpoint.SETTINGS}")
 
 
+def test_a_run_s_pruning_leaves_a_copy_of_a_checkpoint_alone(tmp_path):
+    run = make_run(tmp_path, {1: 10.0, 2: 30.0, 3: 20.0}, checkpoint={"keep_last": 1, "keep_best": 1})
+    shutil.copytree(f"{run}/checkpoint-00000001", f"{run}/checkpoint-best")
+    results.prune(config_of(run), scores.read_run(run))
+    assert storage.exists(f"{run}/checkpoint-best/{checkpoint.STUDENT}")
+    assert not storage.exists(f"{run}/checkpoint-00000001/{checkpoint.STUDENT}")
+
+
 # --- arms
 
 
@@ -167,6 +176,61 @@ def test_a_run_is_read_from_its_folder(tmp_path):
     assert set(run.scores["step"]) == {1, 2}
 
 
+STRANGERS = (".nfs0001", ".DS_Store", "Thumbs.db", "train-7.low.webp.part", "notes.low.txt", "train-7.depth.webp")
+
+
+def test_damaged_records_and_stray_files_are_named_and_passed_over(tmp_path, capsys):
+    url = make_run(tmp_path, {1: 10.0, 2: 30.0, 3: 20.0})
+    lines = [
+        b'{"step": 1, "loss": 0.5}',
+        b'{"step": 2, "lo',
+        b"\0\0\0",
+        b"[3]",
+        b'{"loss": 1}',
+        b'{"step": 4, "x": "y"}',
+    ]
+    storage.write_bytes(f"{url}/metrics.jsonl", b"\n".join([*lines, b"\xff", b'{"step": 5, "loss": NaN}']))
+    storage.write_text(f"{url}/provenance.json", '{"manifest_sha256": ["5e')
+    storage.write_bytes(f"{url}/checkpoint-00000001/provenance.json", b"\xff\xfe")
+    storage.write_bytes(f"{url}/checkpoint-00000002/scores-dev.parquet", b"PAR1")
+    for folder in (url, f"{url}/checkpoint-00000003", f"{url}/checkpoint-00000003/pictures-dev"):
+        for name in STRANGERS:
+            storage.write_text(f"{folder}/{name}", "")
+    storage.write_text(f"{url}/checkpoint-00000003/pictures-dev/train-7.low.webp", "")
+    run = Run.load(url)
+    assert [record["step"] for record in run.metrics] == [1, 5]
+    assert run.provenance == json.loads(storage.read_text(f"{url}/checkpoint-00000002/provenance.json"))
+    assert (set(run.scores["step"]), run.chosen) == ({1, 3}, "checkpoint-00000003")
+    assert list(run.pictures("checkpoint-00000003", "dev")) == ["train-7"]
+    said = capsys.readouterr().out
+    assert "metrics.jsonl: passed over 6 of 8 lines that can't be read, the first is 2" in said
+    assert f"{url}/provenance.json: can't be read" in said and "checkpoint-00000001/provenance.json: can't be" in said
+    assert "checkpoint-00000002/scores-dev.parquet: is not a table of scores" in said
+    assert all(name in said.partition("pictures-dev: passed over")[2] for name in STRANGERS)
+    Run.load(url)
+    assert capsys.readouterr().out == ""  # once is enough
+
+
+def test_without_any_provenance_the_only_data_that_were_scored_choose(tmp_path):
+    url = make_run(tmp_path, {1: 10.0, 2: 30.0})
+    for name in ("", "checkpoint-00000001/", "checkpoint-00000002/"):
+        storage.delete(f"{url}/{name}provenance.json")
+    assert Run.load(url).chosen == "checkpoint-00000002"
+    write_scores(url, 1, scores.table_of(checkpoint_rows(1, 99.0, data="other")))
+    assert Run.load(url).chosen is None
+
+
+def test_a_checkpoint_whose_scores_are_damaged_is_scored_again(tmp_path):
+    run = make_run(tmp_path, {2: 10.0, 4: 20.0})
+    file = f"{run}/checkpoint-00000004/scores-dev.parquet"
+    storage.write_bytes(file, storage.read_bytes(file)[:-9])
+    assert steps_of(results.unscored(run)) == [4] and not results.is_finished(run, 4)
+    write_scores(run, 4, scores.table_of(checkpoint_rows(4, 25.0)))
+    assert results.is_finished(run, 4)
+    assert scores.means(scores.read(file)).loc["student", ("rgb_u8", "psnr")] == 25.0
+    assert storage.exists(f"{file}.unreadable")
+
+
 def test_a_run_that_has_only_begun_is_read_too(tmp_path):
     run = Run.load(make_run(tmp_path, {}))
     assert (run.metrics, len(run.scores), run.chosen) == ([], 0, None)
@@ -178,6 +242,11 @@ def test_a_run_that_has_only_begun_is_read_too(tmp_path):
 def test_a_folder_that_holds_no_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"nothing/settings.yaml: no such settings file"):
         Run.load(str(tmp_path / "nothing"))
+
+
+def test_a_checkpoint_is_not_taken_for_a_run(tmp_path):
+    with pytest.raises(ValueError, match="checkpoint-00000001: is a checkpoint; give the folder of its run"):
+        Run.load(f"{make_run(tmp_path, {1: 10.0})}/checkpoint-00000001")
 
 
 def test_scores_of_a_checkpoint_are_those_on_the_run_s_own_data_or_on_the_test_data_scored_last(tmp_path):

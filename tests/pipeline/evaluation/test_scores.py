@@ -60,6 +60,20 @@ def test_what_is_no_table_of_scores_is_refused_by_name(content, message, tmp_pat
         scores.read(str(path))
 
 
+def test_a_byte_that_is_damaged_anywhere_is_noticed(tmp_path):
+    path = tmp_path / "scores.parquet"
+    table = scores.table_of(checkpoint_rows(3, 20.0, lpips_sha256="w"))
+    scores.write(str(path), table)
+    whole, silent = path.read_bytes(), []
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            silent += [place] * (not scores.read(str(path)).equals(table))
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: is not a table of scores (")
+    assert not silent
+
+
 def test_new_rows_replace_those_of_the_same_kind_and_no_others(tmp_path):
     url = str(tmp_path / "scores.parquet")
     kinds = {"psnr": ("psnr", "rgb_u8"), "cidnet": ("psnr", "cidnet"), "lpips": ("lpips", "alex")}
