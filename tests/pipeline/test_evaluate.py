@@ -101,7 +101,7 @@ def test_names_that_are_not_unique_are_numbered():
 def evaluated(tmp_path, monkeypatch):
     """Runs the command on two checkpoints whose scores are there, and returns what it writes for programs."""
     run = make_run(tmp_path, {4: 20.0, 5: 21.5})
-    monkeypatch.setattr(evaluate, "load_manifest", lambda url: None)
+    monkeypatch.setattr(evaluate, "load_data", lambda settings, found: None)
     monkeypatch.setattr(evaluate, "evaluate", lambda settings, found, manifest: [each.table("dev") for each in found])
     file = tmp_path / "made/for # it/scores.json"
 
