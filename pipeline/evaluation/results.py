@@ -200,24 +200,33 @@ def best_checkpoint(run: Run) -> str:
 
 
 def unscored(run: str, conditions: str | None = None) -> list[str]:
-    """URLs of the run's whole checkpoints that have no scores on the development split yet, oldest first.
+    """URLs of the run's whole checkpoints that have no scores on the development split of its data yet, oldest first.
 
     Args:
         run: its folder.
         conditions: those that count, as ``scores.conditions_of`` names them; by default any.
     """
-    return [url for url in checkpoint.complete_checkpoints(run) if not is_scored(url, conditions)]
-
-
-def is_scored(url: str, conditions: str | None = None) -> bool:
-    """Whether a checkpoint has scores on the development split that can be read, of these conditions or of any."""
-    table = scores.stored(storage.join(url, scores_file("dev")))
-    return bool(scores.conditions_of(table).isin([conditions]).any() if conditions else len(table))
+    return _without_scores(run, checkpoint.complete_checkpoints(run), conditions)
 
 
 def is_finished(run: str, steps: int) -> bool:
     """Whether a run has taken its last step and every checkpoint of it is scored."""
-    return is_scored(storage.join(run, checkpoint.name_at(steps))) and not unscored(run)
+    last = storage.join(run, checkpoint.name_at(steps))
+    return storage.exists(last) and not _without_scores(run, [last, *checkpoint.complete_checkpoints(run)])
+
+
+def _without_scores(run: str, urls: Sequence[str], conditions: str | None = None) -> list[str]:
+    """Those of a run's checkpoints without scores, since those on other data count for nothing here."""
+    data = data_of(read_provenance(run)) if urls else None
+    found = []
+    for url in urls:
+        table = scores.stored(storage.join(url, scores_file("dev")))
+        counts = (table["data"] == data) | (data is None)
+        if conditions:
+            counts &= scores.conditions_of(table) == conditions
+        if not counts.any():
+            found.append(url)
+    return found
 
 
 def prune(config: Config, table: Table) -> None:

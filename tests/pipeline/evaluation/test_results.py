@@ -111,6 +111,14 @@ def test_what_is_not_scored_yet_is_whole_and_without_scores_on_the_development_s
     assert steps_of(results.unscored(run)) == [3, 7, 10]
 
 
+def test_a_checkpoint_that_was_scored_on_other_data_alone_is_not_scored(tmp_path):
+    run = make_run(tmp_path, {2: 10.0, 4: None})
+    write_scores(run, 4, scores.table_of(checkpoint_rows(4, 20.0, data="other")))
+    assert steps_of(results.unscored(run)) == [4] and not results.is_finished(run, 4)
+    write_scores(run, 4, scores.table_of(checkpoint_rows(4, 20.0)))
+    assert results.unscored(run) == [] and results.is_finished(run, 4)
+
+
 def test_keeps_the_last_the_best_and_what_is_not_scored_yet(tmp_path):
     run = make_run(
         tmp_path,
