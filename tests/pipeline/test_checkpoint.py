@@ -143,13 +143,13 @@ def flip_a_bit(url: str) -> None:
 def test_the_newest_checkpoint_whose_files_are_as_written_is_found(three, name, damage):
     run, (first, interim, last) = three
     assert checkpoint.newest(run, pytest.fail) == last
-    storage.delete(first)  # which nobody misses
+    storage.delete_folder(first)  # which nobody misses
     assert checkpoint.newest(run, pytest.fail) == last
     told = []
     damage(storage.join(last, name))
     assert checkpoint.newest(run, told.append) == interim
     assert len(told) == 1 and re.match(rf"{last}.*{name}.*; this checkpoint is passed over$", told[0])
-    storage.delete(interim)
+    storage.delete_folder(interim)
     assert checkpoint.newest(run, told.append) is None
 
 
