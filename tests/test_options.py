@@ -9,7 +9,6 @@ import ast
 import importlib
 import math
 import re
-import shutil
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -30,6 +29,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from ray import cloudpickle
 from ray.train import TrainingFailedError
+from score_tables import make_run
 
 from pipeline import ablate, ablation, checkpoint, darken, demo_photographs, evaluate, launch, pack
 from pipeline.command_line import argument_parser
@@ -103,11 +103,6 @@ def trained_projections(run: Training) -> list[int]:
     names = [f"decoder.projections.{scale}.weight" for scale in range(4)]
     first, last = run.tensors(step=1), run.tensors()
     return [scale for scale, name in enumerate(names) if not torch.equal(first[name], last[name])]
-
-
-def teacher_moved(run: Training) -> bool:
-    name = "decoder.head.refine.2.bias"
-    return not torch.equal(run.tensors("teacher", step=1)[name], run.tensors("teacher")[name])
 
 
 def brightness_of_black(run: Training) -> float:
@@ -511,12 +506,13 @@ def test_options_of_scoring_pictures(
 
 
 def test_the_mean_of_the_last_is_of_as_many_as_are_asked_for(
-    trained: tuple[Path, list[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(trained[0], run)
-    call(evaluate, "--checkpoint", str(run), "--evaluation.last", "2")
-    assert re.search(r"^  mean of last 2 ", capsys.readouterr().out, re.MULTILINE)
+    run = make_run(tmp_path, {1: 40.0, 2: 30.0, 3: 21.0})
+    monkeypatch.setattr(evaluate, "load_data", lambda settings, found: None)
+    monkeypatch.setattr(evaluate, "evaluate", lambda settings, found, manifest: [each.table("dev") for each in found])
+    call(evaluate, "--checkpoint", run, "--evaluation.last", "2")
+    assert re.search(r"^  mean of last 2 +25\.50 ", capsys.readouterr().out, re.MULTILINE)
 
 
 # --- ablations and searches
