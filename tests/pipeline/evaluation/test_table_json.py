@@ -85,7 +85,7 @@ def test_compared_candidates_have_differences_and_their_intervals():
         },
         {"row": "clean minus the first", **psnr, "mean": None, "low": None, "high": None} | infinite,
     ]
-    assert [line.startswith("differences: mean over the images [95%") for line in document["notes"]] == [True]
+    assert [line.startswith("differences: mean [95% t interval over images") for line in document["notes"]] == [True]
 
 
 def test_the_difference_of_a_single_image_has_no_interval_and_says_so():
