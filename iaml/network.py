@@ -80,7 +80,8 @@ class Encoder(nn.Module):
             self.levels.append(level)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) in [0, 1] to five maps, finest (H/2, W/2) first."""
+        """(B, 3, H, W) in [0, 1] to five maps, finest (H/2, W/2) first; ``ValueError`` for other images."""
+        _check(image)
         pyramid = []
         x = image
         for level in self.levels:
@@ -154,6 +155,18 @@ class Decoder(nn.Module):
         return [project(x) for project, x in zip(self.projections, features, strict=True)]
 
 
+def _check(image: Tensor) -> None:
+    """Refuse what the network can't take; shape and type are known without waiting for the device."""
+    if image.ndim != 4 or image.shape[1] != 3:
+        raise ValueError(f"image: must be RGB of shape (B, 3, H, W), not {tuple(image.shape)}")
+    height, width = image.shape[2:]
+    if height % STRIDE or width % STRIDE or not height or not width:
+        sides = f"height and width must be multiples of {STRIDE}, not {height} and {width}"
+        raise ValueError(f"image: {sides}; iaml.enhance takes any size")
+    if not image.is_floating_point():
+        raise ValueError(f"image: must be float in [0, 1], not {image.dtype}; divide 8-bit images by 255")
+
+
 class AutoEncoder(nn.Module):
     """The student ``S = S_D . S_E``: enhances a low-light image.
 
@@ -178,6 +191,9 @@ class AutoEncoder(nn.Module):
 
         Returns:
             Float tensor of the same shape in [0, 1].
+
+        Raises:
+            ValueError: the image has another shape, or is not float.
         """
         features = self.decoder(self.encoder(image))
         return self.decoder.head(features[-1], image)  # type: ignore[no-any-return]

@@ -1,6 +1,6 @@
 """The training objective: named terms and their weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -11,6 +11,12 @@ from iaml.mirror import mirror_loss
 from iaml.network import SCALES
 from iaml.settings import Settings
 from iaml.similarity import structural_similarity
+
+TERMS: Mapping[str, str] = {
+    "reconstruction": "Reconstruction loss",
+    "ssim": "1 - SSIM",
+    "mirror": "Mirror loss",
+}  # each loss term by name, in words
 
 
 class ObjectiveSettings(Settings):
@@ -73,7 +79,7 @@ class Objective:
             teacher_maps: ``t_i``, likewise.
 
         Returns:
-            Float32 scalars by name: ``reconstruction``, ``ssim`` (as 1 - SSIM), ``mirror``.
+            Float32 scalars by the names of ``TERMS``.
         """
         with torch.autocast(low.device.type, enabled=False):
             prediction, clean = prediction.float(), clean.float()

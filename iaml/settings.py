@@ -1,6 +1,11 @@
 """The base of every settings object: typed, immutable, strict about unknown fields."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MOST_SEED = 2**32 - 1  # as Optuna's samplers take; of torch's 64 bits, enough are left to mix in step and rank
+Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
 
 
 class Settings(BaseModel):

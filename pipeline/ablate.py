@@ -1,4 +1,8 @@
-"""Trains the ablations of the method over seeds and compares them with the reference."""
+"""Trains the ablations of the method over seeds and compares them with the reference.
+
+python pipeline/ablate.py --config lol_v1 --data.url s3://bucket/lol_v1 --seeds 0 1 2
+python pipeline/ablate.py --config lol_v1 --data.url lol_v1/shards --arms no-mirror no-ema --seeds 0 1 --at-once 2
+"""
 
 from pipeline import ablation, runs, storage
 from pipeline.command_line import argument_parser, user_errors
@@ -23,6 +27,8 @@ def main() -> None:
     )
     with user_errors():
         base, options = parse_config(parser, Config)
+        if options["at_once"] is not None and options["at_once"] < 1:
+            raise ValueError(f"--at-once: must be at least 1, not {options['at_once']}")
         configs = ablation.configs_of(base, options["arms"], options["seeds"])
         failed = runs.train_all(configs, options["at_once"])
         if failed:

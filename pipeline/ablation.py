@@ -41,7 +41,7 @@ def configs_of(base: Config, arms: Sequence[str], seeds: Sequence[int]) -> list[
             settings[part].update(changes)
         if arm != REFERENCE and Config.model_validate(settings) == base:
             continue
-        for seed in seeds:
+        for seed in dict.fromkeys(seeds):
             settings["run"].update(name=f"{arm}-seed{seed}", storage=base.run.url, seed=seed)
             # runs that start side by side would each count on the same free cores
             settings["evaluation"]["actors"] = base.evaluation.actors or 1

@@ -6,11 +6,15 @@ teacher.safetensors     the averaged decoder and the statistics of clean images
 optimizer.safetensors   Adam's moments, whole, so that any number of workers can load them
 settings.yaml           the resolved settings
 provenance.json         git hash, manifest checksum, library versions
-state.json              the integers that place the run; written last, so it marks a whole checkpoint
+state.json              the integers that place the run, and the weight files' SHA-256; written last, so it marks a
+                        whole checkpoint
 scores-dev.parquet, pictures-dev/, grid-dev.png   added when the checkpoint has been scored
 """
 
+import hashlib
 import json
+import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +32,12 @@ STUDENT, TEACHER, OPTIMIZER = "student.safetensors", "teacher.safetensors", "opt
 SETTINGS, PROVENANCE, STATE = "settings.yaml", "provenance.json", "state.json"
 STOPPED = "stopped.txt"  # in a run's folder: why it gave up
 WEIGHT_FILES = (STUDENT, TEACHER, OPTIMIZER)
+SCORED = r"(scores|grid)-(train|dev|test)\.(parquet|png)"  # what scoring adds, and holds for these weights alone
+CHECKSUMS = "sha256"  # in state.json: of the weight files, and of all else that it holds
+
+
+class DamagedCheckpointError(ValueError):
+    """A file of a checkpoint is missing or not what was written; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,10 @@ def write(
     save_file(optimizer, folder / OPTIMIZER)
     (folder / SETTINGS).write_text(config.to_yaml())
     (folder / PROVENANCE).write_text(json.dumps(provenance, indent=2))
-    (folder / STATE).write_text(json.dumps(asdict(progress), indent=2))
+    checksums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in WEIGHT_FILES}
+    state = {**asdict(progress), CHECKSUMS: checksums}
+    checksums[STATE] = _checksum_of_state(state)
+    (folder / STATE).write_text(json.dumps(state, indent=2))
 
 
 def load_weights(url: str, task: TeacherStudent) -> Progress:
@@ -96,7 +109,8 @@ def load_weights(url: str, task: TeacherStudent) -> Progress:
 
 def read_progress(url: str) -> Progress:
     """How far the run had come at a checkpoint."""
-    return Progress(**json.loads(storage.read_text(storage.join(url, STATE))))
+    state = _read_state(url)
+    return Progress(**{name: value for name, value in state.items() if name != CHECKSUMS})
 
 
 def load_optimizer(url: str) -> dict[str, Tensor]:
@@ -138,10 +152,57 @@ def complete_checkpoints(run: str, prefix: str = PREFIX) -> list[str]:
     return [url for url in urls if {STATE, *WEIGHT_FILES} <= set(storage.listdir(url))]
 
 
-def newest(run: str) -> str | None:
-    """URL of the run's newest whole checkpoint of any kind."""
-    whole = complete_checkpoints(run) + complete_checkpoints(run, INTERIM)
-    return max(whole, key=lambda url: read_progress(url).step, default=None)
+def newest(run: str, tell: Callable[[str], None]) -> str | None:
+    """URL of the run's newest checkpoint of any kind whose files are all there and as they were written.
+
+    Args:
+        run: the run's URL.
+        tell: is told of each newer one that is passed over, and why.
+
+    Raises:
+        ValueError: a checkpoint was written without checksums.
+    """
+    names = storage.listdir(run)
+    found = [
+        (step, name) for prefix in (PREFIX, INTERIM) for name in names if (step := step_of(name, prefix)) is not None
+    ]
+    for _, name in sorted(found, reverse=True):
+        url = storage.join(run, name)
+        try:
+            verify(url)
+        except DamagedCheckpointError as error:
+            tell(f"{error}; this checkpoint is passed over")
+        else:
+            return url
+    return None
+
+
+def verify(url: str) -> None:
+    """Read a checkpoint through: ``DamagedCheckpointError`` unless every weight file is the one that was written."""
+    missing = {STATE, *WEIGHT_FILES} - set(storage.listdir(url))
+    if missing:
+        raise DamagedCheckpointError(f"{url}: lacks {', '.join(sorted(missing))}")
+    if CHECKSUMS not in _read_state(url):
+        raise ValueError(
+            f"{url}: {STATE} has no checksums, as an older version of this program wrote it; continue the run with "
+            "that version"
+        )
+    for name in WEIGHT_FILES:
+        _read(url, name)
+
+
+def set_aside(url: str) -> None:
+    """Have a checkpoint count no longer, nor its scores; what there is of its weights stays."""
+    for name in storage.listdir(url):
+        if name == STATE or re.fullmatch(SCORED, name):
+            storage.delete(storage.join(url, name))
+
+
+def set_aside_after(run: str, step: int) -> None:
+    """Set aside all checkpoints after ``step``, from which a run goes on: it writes others in their place."""
+    for name in storage.listdir(run):
+        if any((step_of(name, prefix) or 0) > step for prefix in (PREFIX, INTERIM)):
+            set_aside(storage.join(run, name))
 
 
 def delete_weights(url: str) -> None:
@@ -159,13 +220,41 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _read_tensors(url: str, name: str) -> dict[str, Tensor]:
-    where = storage.join(url, name)
     try:
-        return load(storage.read_bytes(where))
+        return load(_read(url, name))
     except FileNotFoundError as error:
         raise ValueError(
-            f"{where}: not found; give a checkpoint's folder whose weights were kept, or the run's folder"
+            f"{storage.join(url, name)}: not found; give a checkpoint's folder whose weights were kept, or the run's "
+            "folder"
         ) from error
+
+
+def _read(url: str, name: str) -> bytes:
+    """A weight file, which is compared with its checksum where state.json has one."""
+    data = storage.read_bytes(storage.join(url, name))
+    known = _read_state(url).get(CHECKSUMS, {}).get(name)
+    if known not in (None, hashlib.sha256(data).hexdigest()):
+        raise DamagedCheckpointError(f"{storage.join(url, name)}: is damaged, its SHA-256 is not that of {STATE}")
+    return data
+
+
+def _read_state(url: str) -> dict[str, Any]:
+    """What state.json holds; nothing where weights were copied without it."""
+    where = storage.join(url, STATE)
+    try:
+        state: dict[str, Any] = json.loads(storage.read_text(where))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise DamagedCheckpointError(f"{where}: is damaged ({error})") from error
+    if CHECKSUMS in state and state[CHECKSUMS].get(STATE) != _checksum_of_state(state):
+        raise DamagedCheckpointError(f"{where}: is damaged, its SHA-256 is not the one that it holds")
+    return state
+
+
+def _checksum_of_state(state: dict[str, Any]) -> str:
+    others = {name: checksum for name, checksum in state[CHECKSUMS].items() if name != STATE}
+    return hashlib.sha256(json.dumps({**state, CHECKSUMS: others}).encode()).hexdigest()
 
 
 def seed_random_numbers(seed: int, step: int, rank: int) -> None:

@@ -3,14 +3,17 @@
 import argparse
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from types import UnionType
+from contextlib import contextmanager, suppress
+from textwrap import indent
+from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
+
+from pipeline import plain_yaml
 
 Model = TypeVar("Model", bound=BaseModel)
 BOUNDS = {
@@ -45,28 +48,41 @@ def parse_settings(model: type[Model], argv: list[str] | None = None, *, descrip
 
 
 def argument_parser(description: str) -> argparse.ArgumentParser:
-    """A parser that prints its options as they are written and takes no abbreviations."""
+    """A parser that prints its options as they are written and takes no abbreviations.
+
+    Args:
+        description: what the command does; the lines below its first paragraph are examples to paste.
+    """
+    summary, _, examples = description.partition("\n\n")
     return argparse.ArgumentParser(
-        description=description,
+        description=summary,
+        epilog=examples and f"examples:\n{indent(examples.rstrip(), '  ')}",
         usage="%(prog)s [options]",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110),
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=34, width=110),
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
 
 
 def add_options(parser: argparse.ArgumentParser, model: type[BaseModel], prefix: str = "") -> None:
-    """Add an option for each field of ``model``; fields that are settings themselves become groups."""
+    """Add an option for each field of ``model``; fields that are settings themselves become groups.
+
+    Values stay the text that was typed, for pydantic to parse by the field's type; but ``null`` is ``None`` where the
+    field may be ``None``, and of a tuple a single word in brackets is a list in YAML.
+    """
     group = parser.add_argument_group(prefix.rstrip("."), _summary(model)) if prefix else parser
     for name, field in model.model_fields.items():
         if _is_model(field.annotation):
             add_options(parser, field.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
         else:
-            several: dict[str, Any] = {"nargs": "+", "action": _Several} if _is_tuple(field.annotation) else {}
+            types = list(_alternatives(field.annotation))
+            is_tuple = any(get_origin(each) is tuple for each in types)
+            several: dict[str, Any] = {"nargs": "+", "action": _Several} if is_tuple else {}
+            dest = prefix + (field.alias or name)
             group.add_argument(
-                f"--{prefix}{name}".replace("_", "-"),
-                dest=f"{prefix}{name}",
-                type=_value,
+                f"--{dest}".replace("_", "-"),
+                dest=dest,
+                type=_text_or_none if NoneType in types else str,
                 metavar=_type_name(field.annotation),
                 help=_help(field),
                 **several,
@@ -92,14 +108,13 @@ def nested(options: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Several(argparse.Action):
-    """An option of several values, written ``[a, b]``, as in a settings file, or ``a b``; ``null`` is none."""
+    """An option of several values, written ``a b`` or, as in a settings file, ``[a, b]``; ``null`` alone is none."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
     ) -> None:
         """Keep the values as one list, or ``null`` alone as ``None``."""
-        lists = [value if isinstance(value, list) else [value] for value in values]
-        setattr(namespace, self.dest, None if values == [None] else [value for values in lists for value in values])
+        setattr(namespace, self.dest, None if values == [None] else _listed(values))
 
 
 def _normalise_option(argument: str) -> str:
@@ -109,12 +124,17 @@ def _normalise_option(argument: str) -> str:
     return name.replace("_", "-") + equals + value
 
 
-def _value(text: str) -> Any:
-    """An option's text as YAML reads it, so that numbers, lists and ``null`` look as in a settings file."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
+def _text_or_none(text: str) -> str | None:
+    return None if text == "null" else text
+
+
+def _listed(words: list[str | None]) -> list[Any]:
+    """The words themselves, or the list that a single one in brackets is."""
+    if len(words) == 1 and str(words[0]).startswith("["):
+        with suppress(ValueError):
+            found = plain_yaml.load(str(words[0]))
+            return found if isinstance(found, list) else words
+    return words
 
 
 def _fail(message: str) -> int:
@@ -133,11 +153,15 @@ def _is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def _is_tuple(annotation: Any) -> bool:
-    """Whether it is ``tuple[...]``, ``tuple[...] | None`` or either with rules of its own."""
-    if get_origin(annotation) in (Annotated, Union, UnionType):
-        return any(_is_tuple(argument) for argument in get_args(annotation))
-    return get_origin(annotation) is tuple
+def _alternatives(annotation: Any) -> Iterator[Any]:
+    """The types that a value may be of: those of a union, without the rules that belong to them."""
+    if get_origin(annotation) is Annotated:
+        yield from _alternatives(get_args(annotation)[0])
+    elif get_origin(annotation) in (Union, UnionType):
+        for each in get_args(annotation):
+            yield from _alternatives(each)
+    else:
+        yield annotation
 
 
 def _summary(model: type[BaseModel]) -> str:
@@ -145,7 +169,7 @@ def _summary(model: type[BaseModel]) -> str:
 
 
 def _help(field: FieldInfo) -> str:
-    notes = [f"{BOUNDS[key]} {getattr(rule, key):g}" for rule in field.metadata for key in BOUNDS if hasattr(rule, key)]
+    notes = [f"{BOUNDS[key]} {getattr(rule, key)}" for rule in field.metadata for key in BOUNDS if hasattr(rule, key)]
     default = field.get_default(call_default_factory=True)
     notes.append("required" if default is PydanticUndefined else f"default {_show(default)}")
     return f"{field.description} [{', '.join(notes)}]".replace("%", "%%")

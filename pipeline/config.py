@@ -8,12 +8,29 @@ import yaml
 from pydantic import model_validator
 
 from iaml import NetworkSettings, ObjectiveSettings, Settings, TeacherSettings
-from pipeline import command_line, storage
+from iaml.network import STRIDE
+from pipeline import command_line, plain_yaml, storage
 from pipeline.data.settings import DataSettings
 from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.training.settings import CheckpointSettings, OptimizerSettings, RunSettings, TrainSettings
 
 PRESETS = Path(__file__).parent / "presets"
+
+
+MAY_CHANGE = (
+    ("data", "url"),  # where data sets lie is not what they hold: their checksums are compared instead
+    ("data", "extra_urls"),
+    ("data", "on_bad_data"),  # a run that bad data stopped may go on without them
+    ("data", "cache"),  # how fast samples come, not which
+    ("data", "cache_gib"),
+    ("data", "threads"),
+    ("data", "fetches"),
+    ("data", "ahead"),
+    ("train", "log_every"),  # only what is shown
+    ("train", "nonfinite_limit"),  # when to give up, not what to do before
+    ("optimizer", "zero_stage"),  # who keeps which moments; checkpoints hold them whole
+    ("optimizer", "channels_last"),  # how feature maps lie in memory
+)
 
 
 class Config(Settings):
@@ -37,6 +54,14 @@ class Config(Settings):
                 f"train.global_batch ({self.train.global_batch}) must be a multiple of "
                 f"run.workers x train.accumulation ({self.run.workers} x {self.train.accumulation})"
             )
+        # batch normalisation, whose statistics span all workers, has this much of each channel at the coarsest level
+        values = self.train.global_batch // self.train.accumulation * (self.data.crop // STRIDE) ** 2
+        if values < 2:
+            raise ValueError(
+                f"batch normalisation needs more than one pair of {STRIDE}-pixel crops in a forward pass over all "
+                f"workers: raise data.crop ({self.data.crop}), or train.global_batch ({self.train.global_batch}) above "
+                f"train.accumulation ({self.train.accumulation})"
+            )
         if self.optimizer.warmup_steps >= self.train.steps:
             raise ValueError(
                 f"optimizer.warmup_steps ({self.optimizer.warmup_steps}) must be below train.steps ({self.train.steps})"
@@ -50,19 +75,24 @@ class Config(Settings):
         """Pairs in one forward pass of one worker."""
         return self.train.global_batch // (self.run.workers * self.train.accumulation)
 
+    @property
+    def rankings(self) -> frozenset[str]:
+        """The metrics that checkpoints are ranked by."""
+        return frozenset({self.checkpoint.metric})
+
     def to_yaml(self) -> str:
         """The resolved settings as YAML that ``--config`` takes."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide the weights; a run may only be continued with the same ones."""
+        """The settings that decide the weights, rounding apart; a run may only be continued with the same ones."""
         parts = {"data", "train", "optimizer", "network", "objective", "teacher"}
         identity: dict[str, Any] = {"seed": self.run.seed, **self.model_dump(mode="json", include=parts)}
-        # where data sets lie is not what they hold: their checksums are compared instead
-        for name in ("url", "extra_urls", "on_bad_data", "cache", "cache_gib", "threads", "fetches", "ahead"):
-            del identity["data"][name]
-        for name in ("log_every", "nonfinite_limit"):
-            del identity["train"][name]
+        # of `run` all but the seed may change: batches and their statistics are the same on any number of workers;
+        # what stays though it looks like a matter of speed: train.accumulation, since batch normalisation spans one
+        # forward pass of all workers, and optimizer.precision, which is more than rounding
+        for part, name in MAY_CHANGE:
+            del identity[part][name]
         return identity
 
 
@@ -103,15 +133,17 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
 
 
 def read_settings(url: str) -> dict[str, Any]:
-    """The mapping in a YAML file; ``ValueError`` naming the file when it is missing or holds something else."""
+    """The mapping in a YAML file, values as they were written; ``ValueError`` naming the file when there is none."""
     try:
-        settings = yaml.safe_load(storage.read_text(url))
+        text = storage.read_text(url)
     except FileNotFoundError as error:
         raise ValueError(f"{url}: no such settings file ({error})") from error
     except OSError as error:
         raise ValueError(f"{url}: cannot be read ({error})") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{url}: not YAML ({error})") from error
+    try:
+        settings = plain_yaml.load(text)
+    except ValueError as error:
+        raise ValueError(f"{url}: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{url}: must hold settings by name, such as 'train: {{steps: 1000}}'")
     return settings

@@ -1,4 +1,8 @@
-"""Make dark images of photographs: ``python pipeline/darken.py --source ... --out ...``."""
+"""Makes pairs of dark and clean images from photographs.
+
+python pipeline/darken.py --source photographs --out pairs --variants 3
+python pipeline/darken.py --source photographs --out pairs --max-side 1024 --camera.most-stops 6
+"""
 
 from pipeline.command_line import parse_settings, user_errors
 from pipeline.data.darkening import DarkenSettings, darken_folder
@@ -6,7 +10,7 @@ from pipeline.data.darkening import DarkenSettings, darken_folder
 
 def main() -> None:
     """Read the options, darken the photographs, and print where the pairs are."""
-    settings = parse_settings(DarkenSettings, description="Make pairs of dark and clean images from photographs.")
+    settings = parse_settings(DarkenSettings, description=__doc__ or "")
     with user_errors():
         print(darken_folder(settings))
 

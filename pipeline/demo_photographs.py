@@ -1,4 +1,8 @@
-"""Write real photographs to try the pipeline with: ``python pipeline/demo_photographs.py --out ...``."""
+"""Writes the photographs that scikit-image carries, to try the pipeline with.
+
+python pipeline/demo_photographs.py --out photographs
+python pipeline/demo_photographs.py --out ~/photographs
+"""
 
 from pipeline.command_line import parse_settings, user_errors
 from pipeline.data.photographs import PhotographSettings, export_photographs
@@ -6,7 +10,7 @@ from pipeline.data.photographs import PhotographSettings, export_photographs
 
 def main() -> None:
     """Read the option, write the photographs, and print where they are."""
-    settings = parse_settings(PhotographSettings, description="Write the photographs that scikit-image carries.")
+    settings = parse_settings(PhotographSettings, description=__doc__ or "")
     with user_errors():
         print(f"{export_photographs(settings.out)} photographs in {settings.out}")
 

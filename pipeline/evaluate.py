@@ -1,4 +1,8 @@
-"""Scores a checkpoint, the chosen one of a run, or any method's pictures on a packed split, or compares several."""
+"""Scores a checkpoint, the chosen one of a run, or any method's pictures on a packed split, or compares several.
+
+python pipeline/evaluate.py --checkpoint ~/iaml-runs/lol_v1 --split test --json scores.json
+python pipeline/evaluate.py --compare ~/iaml-runs/lol_v1 ~/iaml-runs/half pictures --split test
+"""
 
 from collections.abc import Sequence
 from typing import Self
@@ -16,6 +20,8 @@ from pipeline.evaluation.pool import Pool, sized
 from pipeline.evaluation.results import Run
 from pipeline.evaluation.scores import Table
 from pipeline.evaluation.settings import EvaluationSettings, Split
+from pipeline.evaluation.table_json import as_json
+from pipeline.evaluation.tables import TextTable
 from pipeline.nodes import check_nodes
 from pipeline.reporting.report import REPORT, write_report
 
@@ -42,6 +48,9 @@ class EvaluateSettings(Settings):
     )
     split: Split = Field("dev", description="split to score; the test split is for the end, once")
     out: storage.Url | None = Field(None, description="Parquet file for each image's scores, besides the run's own")
+    json_file: storage.Url | None = Field(
+        None, alias="json", description="file for the printed table as JSON: each number unrounded, with its protocol"
+    )
     data: EvaluateData = EvaluateData()
     evaluation: EvaluationSettings = EvaluationSettings()
 
@@ -63,24 +72,35 @@ def main() -> None:
     """Score and print a table; a run's scores, pictures and report are stored with the run."""
     settings = parse_settings(EvaluateSettings, description=__doc__ or "")
     with user_errors():
+        for file in filter(None, (settings.out, settings.json_file)):
+            storage.check_writable(file.rpartition("/")[0])
         candidates = [Candidate.find(url, settings.split) for url in settings.urls]
         manifest = load_data(settings, candidates)
         chosen = evaluate(settings, candidates, manifest)
+        names = unique([candidate.name for candidate in candidates])
         (first, *others) = candidates
         if others:
-            names = unique([candidate.name for candidate in candidates])
             shown = [each.shown(rows) for each, rows in zip(candidates, chosen, strict=True)]
-            print(f"\n{tables.candidates_table(dict(zip(names, shown, strict=True)))}")
-        elif first.run:
-            run, page = Run.load(first.run), storage.join(first.run, REPORT)
-            write_report([run], page)
-            of_split = run.scores[run.scores["split"] == settings.split]
-            table = tables.checkpoint_table(chosen[0], of_split, run.config.evaluation.last)
-            print(f"\n{table}\n\nreport: {page}")
+            scored = dict(zip(names, shown, strict=True))
+            table, page = tables.candidates_table(scored), ""
         else:
-            print(f"\n{tables.checkpoint_table(chosen[0])}")
+            scored = dict(zip(names, chosen, strict=True))
+            table, page = with_report(first, chosen[0], settings.split)
+        print(f"\n{table}" + (f"\n\nreport: {page}" if page else ""))
         if settings.out:
             scores.write(settings.out, pd.concat(chosen))
+        if settings.json_file:
+            storage.write_text(settings.json_file, as_json(table, scored))
+
+
+def with_report(candidate: Candidate, rows: Table, split: Split) -> tuple[TextTable, str]:
+    """The table of one candidate's rows; of a run also its report, written anew, and its URL."""
+    if not candidate.run:
+        return tables.checkpoint_table(rows), ""
+    run, page = Run.load(candidate.run), storage.join(candidate.run, REPORT)
+    write_report([run], page)
+    of_split = run.scores[run.scores["split"] == split]
+    return tables.checkpoint_table(rows, of_split, run.config.evaluation.last), page
 
 
 def evaluate(settings: EvaluateSettings, candidates: Sequence[Candidate], manifest: Manifest) -> list[Table]:

@@ -6,19 +6,18 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
-from itertools import product
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
 import ray
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, ValidationConfig
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, ValidationConfig
 from ray.train.torch import TorchTrainer
 
-from pipeline import interruption, resources, storage
-from pipeline.checkpoint import PROVENANCE, SETTINGS, STOPPED
+from pipeline import interruption, preflight, resources, storage
+from pipeline.checkpoint import PROVENANCE, SETTINGS, STOPPED, DamagedCheckpointError, set_aside
 from pipeline.config import Config, differences, read_settings
+from pipeline.connection import connect
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.evaluation.backbone import BackboneWeights
 from pipeline.evaluation.pool import Pool, Validation
@@ -27,7 +26,7 @@ from pipeline.evaluation.scoring import find_lpips
 from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.nodes import check_nodes
 
-SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints
+SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints, of which all must be there
 # the git hash where the code lies without its git: in an environment variable of a job, in a file of an image
 REVISION, REVISION_FILE = "IAML_REVISION", ".revision"
 LIBRARIES = ("torch", "ray", "deepspeed", "numpy", "pillow")
@@ -40,10 +39,7 @@ class TrainingStoppedError(Exception):
 def check_data(config: Config) -> tuple[Manifest, ...]:
     """The manifests of ``config.data.urls``, once they are known to serve; ``ValueError`` with what to do otherwise."""
     manifests = tuple(load_manifest(url) for url in config.data.urls)
-    for manifest in manifests:
-        manifest.split("train")
-    manifests[0].split("dev")
-    _refuse_leaks(manifests)
+    preflight.check_data(config, manifests)
     return manifests
 
 
@@ -69,11 +65,11 @@ def cluster(cpus: int, *, quiet: bool = False) -> Iterator[None]:
     Args:
         cpus: CPU cores that are needed.
         quiet: leave what tasks and actors print to Ray's log files.
+
+    Raises:
+        ValueError: no Ray head answers at RAY_ADDRESS, or Ray can't start here.
     """
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=not quiet)
-    else:
-        ray.init(num_cpus=max(cpus, os.cpu_count() or 1), log_to_driver=not quiet)
+    connect(cpus, log_to_driver=not quiet)
     try:
         with interruption.made_way_for():  # Ray has put its own handler in place by now
             yield
@@ -111,9 +107,9 @@ def claim(config: Config, provenance: dict[str, Any]) -> None:
     """Take the run's name by storing settings and provenance, unless they are there and the run is continued."""
     url = config.run.url
     known = storage.join(url, SETTINGS)
-    storage.delete(storage.join(url, STOPPED))
+    for stale in (STOPPED, SNAPSHOT):
+        storage.delete(storage.join(url, stale))
     if storage.exists(known):
-        _set_torn_snapshot_aside(url)
         return
     storage.write_text(storage.join(url, PROVENANCE), json.dumps(provenance, indent=2))
     storage.write_text(known, config.to_yaml())
@@ -158,7 +154,7 @@ def train(
         interruption.check()
         # Ray forgets a checkpoint whose scoring was cut off together with its driver; others were scored elsewhere
         for url in unscored(config.run.url, config.evaluation.conditions):
-            validation.score(url)
+            _score(validation, url)
     except ray.train.TrainingFailedError as error:
         if storage.exists(stopped):
             raise TrainingStoppedError(storage.read_text(stopped)) from error
@@ -188,10 +184,6 @@ def trainer(config: Config, provenance: dict[str, Any], validation: Validation) 
             storage_filesystem=filesystem,
             logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=FailureConfig(max_failures=config.run.max_failures),
-            checkpoint_config=CheckpointConfig(
-                checkpoint_score_attribute=config.checkpoint.ranking,
-                checkpoint_score_order="max" if config.checkpoint.higher_is_better else "min",
-            ),
         ),
         # its own scheduling strategy keeps the task out of a placement group that this driver may run in
         validation_config=ValidationConfig(
@@ -200,24 +192,12 @@ def trainer(config: Config, provenance: dict[str, Any], validation: Validation) 
     )
 
 
-def _refuse_leaks(manifests: Sequence[Manifest]) -> None:
-    """Refuse held-out images of any data set that are training images of any; by column, for millions of pairs."""
-    tables = {manifest.url: manifest.pair_table(["key", "split", "high_sha256"]) for manifest in manifests}
-    for (url, table), (training_url, others) in product(tables.items(), repeat=2):
-        held = table.filter(pc.not_equal(table["split"], "train"))
-        trained = others.filter(pc.equal(others["split"], "train"))
-        places = pc.index_in(held["high_sha256"], value_set=trained["high_sha256"])
-        leaks = held.filter(pc.is_valid(places))
-        if len(leaks):
-            twins = trained["key"].take(pc.drop_null(places)[:5]).to_pylist()
-            names = ", ".join(
-                f"{leak['key']} ({leak['split']}) is {twin}"
-                for leak, twin in zip(leaks[:5].to_pylist(), twins, strict=True)
-            )
-            place = "as well" if training_url == url else f"of {training_url}"
-            raise ValueError(
-                f"{url}: {len(leaks)} held-out images are training images {place}: {names}; pack again without them"
-            )
+def _score(validation: Validation, url: str) -> None:
+    try:
+        validation.score(url)
+    except DamagedCheckpointError as error:
+        print(f"{error}; this checkpoint is not scored", flush=True)
+        set_aside(url)
 
 
 def _refuse_another_run(config: Config, provenance: dict[str, Any], url: str) -> None:
@@ -235,16 +215,6 @@ def _refuse_another_run(config: Config, provenance: dict[str, Any], url: str) ->
             f"{url}: a run of this name exists with other settings or data; choose another run.name\n  "
             + "\n  ".join(found)
         )
-
-
-def _set_torn_snapshot_aside(url: str) -> None:
-    """Ray writes its list of checkpoints in place; a driver killed meanwhile leaves one that can't be read."""
-    snapshot = storage.join(url, SNAPSHOT)
-    if storage.exists(snapshot):
-        try:
-            json.loads(storage.read_text(snapshot))
-        except json.JSONDecodeError:
-            storage.delete(snapshot)
 
 
 def _git_hash() -> str:

@@ -28,7 +28,8 @@ ALIKE = (
     "ray", "torch", "torchvision", "deepspeed", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "safetensors",
     "webdataset", "lpips", "optuna", "s3fs", "botocore", "xxhash",
 )  # fmt: skip
-PRESENT = ("matplotlib", "psycopg", "pyyaml", "scikit-image", "tensorboard", "tqdm")  # in any version
+# in any version
+PRESENT = ("matplotlib", "opencv-python-headless", "psycopg", "pyyaml", "scikit-image", "scipy", "tensorboard", "tqdm")
 MISSING = "missing"
 PATIENCE_S = 120.0  # a first task starts a process, and its imports may come from a slow shared disk
 MOST_NAMES, MOST_LINES = 3, 10
@@ -44,7 +45,7 @@ class Needs:
         data: SHA-256 of each data set's manifest, by the data set's URL.
         runs: folder or prefix to write to, if it must.
         note: the driver's, a file in ``runs``.
-        cache: folder to write to, if it must.
+        cache: folder to write to, if one was chosen; otherwise each node finds a place, or does without.
     """
 
     data: Mapping[str, str]
@@ -71,7 +72,7 @@ def check_nodes(
     Args:
         manifests: of the data sets that every node must be able to read.
         runs: folder or s3:// prefix that all nodes must share and be able to write to.
-        cache: folder that each node which trains must be able to write to.
+        cache: folder that each node which trains must be able to write to, if one was chosen.
         use_gpu: nodes with GPUs train, instead of those with CPUs.
 
     Raises:
@@ -179,6 +180,8 @@ def _answer(task: ray.ObjectRef) -> Finding:
 
 def _problems(needs: Needs) -> Iterator[str]:
     from pipeline import storage
+    from pipeline.data.cache import own_folder
+    from pipeline.data.local_disk import find_place
     from pipeline.data.manifest import MANIFEST_NAME
 
     for url, checksum in needs.data.items():
@@ -202,8 +205,10 @@ def _problems(needs: Needs) -> Iterator[str]:
             yield f"{error}{_own(needs.runs)}"
     if needs.cache:
         try:
-            storage.check_writable(str(needs.cache.expanduser()))
-        except (ValueError, RuntimeError) as error:  # the latter when nobody's home is known
+            folder, _ = find_place(needs.cache)
+            storage.check_writable(str(folder))
+            own_folder(folder)
+        except (ValueError, OSError) as error:
             yield f"{error}; or choose another data.cache, or do without by data.cache-gib 0"
 
 

@@ -1,4 +1,8 @@
-"""Writes the report of a run, or of several runs beside each other, as one HTML page."""
+"""Writes the report of a run, or of several runs beside each other, as one HTML page.
+
+python pipeline/report.py ~/iaml-runs/lol_v1
+python pipeline/report.py ~/iaml-runs/lol_v1 ~/iaml-runs/half --out comparison.html
+"""
 
 from pipeline import storage
 from pipeline.command_line import argument_parser, user_errors

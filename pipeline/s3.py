@@ -108,8 +108,19 @@ def listdir(url: str) -> list[str]:
 
 
 def delete(url: str) -> None:
-    """Delete an object, or all below the URL; ``FileNotFoundError`` when there are none."""
-    _patiently(url, BRIEF_PATIENCE_S, lambda files, path: files.rm(path, recursive=True))
+    """Delete an object; nothing there is fine, and what lies below the URL stays."""
+    _patiently(url, BRIEF_PATIENCE_S, lambda files, path: files.rm_file(path))
+
+
+def delete_folder(url: str) -> None:
+    """Delete all below the URL, but no object of that very name; nothing there is fine."""
+
+    def action(files: Any, path: str) -> None:
+        for found in files.find(path):
+            if found.startswith(f"{path}/"):
+                files.rm_file(found)
+
+    _patiently(url, BRIEF_PATIENCE_S, action)
 
 
 def filesystem(attempts: int = PATIENT_ATTEMPTS) -> Any:

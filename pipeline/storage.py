@@ -6,27 +6,33 @@ files. Whatever is written appears whole under its name or not at all. Failures 
 """
 
 import os
+import re
 import shutil
 import uuid
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
-from urllib.parse import urlsplit
+from typing import Annotated, Any
 
 import pyarrow.fs
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 
 from pipeline import s3
 
 LOCAL, S3 = "file", "s3"
+WHOLE = {LOCAL: "///", S3: "//[^/]"}  # what follows the colon
 
 
 def scheme(url: str) -> str:
-    """``file`` or ``s3``; any other scheme is a ``ValueError``."""
-    found = urlsplit(url).scheme if "://" in url else LOCAL
-    if found not in (LOCAL, S3):
+    """``file`` or ``s3``; ``ValueError`` for any other scheme, and for what is neither a path nor a whole URL."""
+    found, rest = _parts(url)
+    if found in WHOLE and not re.match(WHOLE[found], rest):
+        raise ValueError(f"{url}: misspelt; write file:///path or s3://bucket/prefix")
+    if found and found not in WHOLE and rest.startswith("//"):
         raise ValueError(f"{url}: storage {found}:// is not supported; use a local path or s3://bucket/prefix")
-    return found
+    if url in ("", "-"):
+        raise ValueError(f"{url!r} is no place; give a local path or s3://bucket/prefix")
+    return S3 if found == S3 else LOCAL
 
 
 def is_local(url: str) -> bool:
@@ -36,12 +42,29 @@ def is_local(url: str) -> bool:
 
 def absolute(url: str) -> str:
     """The URL in a form that means the same in every working directory and on every worker."""
+    found, rest = _parts(url)
     if not is_local(url):
-        return url.rstrip("/")
-    return str(Path(url.removeprefix("file://")).expanduser().absolute())
+        return f"s3:{rest}".rstrip("/")
+    # unlike Path.expanduser, os's leaves a name as it is that begins with ~ and is no user's
+    return str(Path(os.path.expanduser(rest[2:] if found == LOCAL else url)).absolute())  # noqa: PTH111
+
+
+def _parts(url: str) -> tuple[str, str]:
+    """The scheme in lower case, and what follows its colon; a path has none and follows whole."""
+    found = re.match(r"([a-z][a-z0-9+.-]*):", url, re.IGNORECASE)
+    return (found[1].lower(), url[found.end() :]) if found else ("", url)
+
+
+def _local_path(given: Any) -> Any:
+    if not isinstance(given, str | Path):
+        return given  # which pydantic refuses
+    if isinstance(given, str) and not is_local(given):
+        raise ValueError(f"{given}: must be a local folder; copy it to one")
+    return Path(absolute(str(given)))
 
 
 Url = Annotated[str, AfterValidator(absolute)]  # a setting that means the same on every machine
+LocalPath = Annotated[Path, BeforeValidator(_local_path)]  # one that is read or written on this machine alone
 
 
 def join(url: str, *parts: str) -> str:
@@ -148,40 +171,55 @@ def write_text(url: str, text: str) -> None:
 
 
 def read_text(url: str) -> str:
-    """The content of a UTF-8 text file."""
-    return read_bytes(url).decode()
+    """The content of a UTF-8 text file, without a byte order mark; ``ValueError`` when it is something else."""
+    try:
+        return read_bytes(url).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{url}: is not text in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from error
 
 
-def upload_folder(local: Path, url: str, *, last: str | None = None) -> None:
-    """Copy a folder of files whole or not at all, replacing one of the same name.
+def upload_folder(local: Path, url: str, *, last: str | None = None, stale: str = "") -> None:
+    """Copy a folder of files, whole or not at all; into one that is there, in the place of older files.
 
-    On a local file system the folder is written beside its place and renamed. Object stores have no
-    rename of folders, so the file named ``last`` is written last: a folder without it is incomplete.
+    A new folder on a local file system is written beside its place and renamed. Elsewhere the file named ``last`` is
+    deleted first and written last: a folder without it is incomplete. What somebody else has put there stays.
+
+    Args:
+        local: the folder, without folders in it.
+        url: what it becomes.
+        last: name of a file.
+        stale: regular expression for the names of older files that go though no new ones take their place.
     """
     names = sorted((path.name for path in local.iterdir()), key=lambda name: (name == last, name))
     assert last in (None, *names), f"{last} is missing in {local}"
-    target = Path(absolute(url)) if is_local(url) else None
-    place = str(_temporary_name(target)) if target else url
+    target = Path(absolute(url)) if is_local(url) and not exists(url) else None
     if target:
-        Path(place).mkdir(parents=True)
-    else:
-        delete(url)
+        _make_folder(target, {name: local / name for name in names})
+        return
+    old = [name for name in listdir(url) if name in names or re.fullmatch(stale, name)]
+    for name in sorted(old, key=lambda name: (name != last, name)):
+        delete(join(url, name))
     for name in names:
-        write_bytes(join(place, name), (local / name).read_bytes())
-    if target:
-        shutil.rmtree(target, ignore_errors=True)
-        Path(place).replace(target)
+        write_bytes(join(url, name), (local / name).read_bytes())
 
 
 def delete(url: str) -> None:
-    """Delete a file, or a folder with all that it holds; nothing there is fine."""
+    """Delete a file; nothing there is fine. A folder of that name stays: on a local file system it is an error."""
+    if is_local(url):
+        Path(absolute(url)).unlink(missing_ok=True)
+    else:
+        s3.delete(absolute(url))
+
+
+def delete_folder(url: str) -> None:
+    """Delete a folder with all that it holds; nothing there is fine. Only for names that nobody else can have given."""
     with suppress(FileNotFoundError):
-        if not is_local(url):
-            s3.delete(absolute(url))
-        elif Path(absolute(url)).is_dir():
+        if is_local(url):
             shutil.rmtree(absolute(url))
         else:
-            Path(absolute(url)).unlink()
+            s3.delete_folder(absolute(url))
 
 
 def check_writable(url: str) -> None:
@@ -196,6 +234,18 @@ def check_writable(url: str) -> None:
         delete(probe)
     except OSError as error:
         raise ValueError(f"{url}: cannot be written to ({error}); check the path and its permissions") from error
+
+
+def _make_folder(target: Path, files: Mapping[str, Path]) -> None:
+    place = _temporary_name(target)
+    place.mkdir(parents=True)
+    try:
+        for name, file in files.items():
+            write_bytes(str(place / name), file.read_bytes())
+        place.replace(target)
+    except OSError:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
 
 
 def _temporary_name(target: Path) -> Path:

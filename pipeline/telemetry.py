@@ -4,12 +4,15 @@ Each process tells the metrics agent that Ray runs on its node, which Prometheus
 names. A gauge shows its last value for as long as its process lives, a counter stays. Without Ray, nothing comes of it.
 """
 
+import re
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal, NamedTuple
+
+from iaml.objective import TERMS
 
 REPEAT_S = 1.0  # between two settings of a gauge, which Ray forgets after 20 seconds without one
 RUN, WORKER, SCORE = ("run",), ("run", "rank"), ("run", "method", "protocol")
@@ -28,9 +31,7 @@ METRICS = {
     # as the monitor records them
     "step": Metric("gauge", "iaml_step", RUN, "Optimizer steps done"),
     "loss": Metric("gauge", "iaml_loss", RUN, "Weighted sum of the loss terms, mean over the logged steps"),
-    "reconstruction": Metric("gauge", "iaml_reconstruction_loss", RUN, "Reconstruction loss, unweighted"),
-    "ssim": Metric("gauge", "iaml_ssim_loss", RUN, "1 - SSIM, unweighted"),
-    "mirror": Metric("gauge", "iaml_mirror_loss", RUN, "Mirror loss, unweighted"),
+    **{name: Metric("gauge", f"iaml_{name}_loss", RUN, f"{words}, unweighted") for name, words in TERMS.items()},
     "learning_rate": Metric("gauge", "iaml_learning_rate", RUN, "Learning rate"),
     "grad_norm": Metric("gauge", "iaml_gradient_norm", RUN, "Norm of the gradient, mean over the logged steps"),
     "ema_rate": Metric("gauge", "iaml_ema_rate", RUN, "Rate of the teacher's moving average"),
@@ -58,7 +59,10 @@ METRICS = {
 
 
 class Telemetry:
-    """Tells Prometheus the numbers of ``METRICS``, all under the same ``tags``."""
+    """Tells Prometheus the numbers of ``METRICS``, all under the same ``tags``.
+
+    A number that is not among them, such as a new term of the loss, is a gauge of its own name.
+    """
 
     def __init__(self, **tags: str) -> None:
         self._tags = tags
@@ -67,22 +71,27 @@ class Telemetry:
     def tell(self, values: Mapping[str, float]) -> None:
         """Tell the present values; of a counter its total so far, from 0 on."""
         for name, value in values.items():
-            if METRICS[name].kind == "gauge":
-                _show(name, self._tags, value)
+            metric = METRICS.get(name) or self._unknown(name)
+            if metric.kind == "gauge":
+                _show(metric, self._tags, value)
             elif value > self._counted[name]:  # Ray refuses to add nothing
-                _instrument(name).inc(value - self._counted[name], self._tags)
+                _instrument(metric).inc(value - self._counted[name], self._tags)
                 self._counted[name] = value
 
+    def _unknown(self, name: str) -> Metric:
+        allowed = re.sub(r"[^a-zA-Z0-9_]", "_", name)
+        return Metric("gauge", f"iaml_{allowed}", tuple(self._tags), f"{name}, as it is recorded")
 
-_shown: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
+
+_shown: dict[tuple[Metric, frozenset[tuple[str, str]]], float] = {}
 _lock = threading.Lock()
 
 
-def _show(name: str, tags: Mapping[str, str], value: float) -> None:
+def _show(metric: Metric, tags: Mapping[str, str], value: float) -> None:
     _start_repeating()
     with _lock:
-        _shown[name, frozenset(tags.items())] = value
-        _instrument(name).set(value, dict(tags))
+        _shown[metric, frozenset(tags.items())] = value
+        _instrument(metric).set(value, dict(tags))
 
 
 @cache
@@ -95,14 +104,13 @@ def _repeat() -> None:
     while True:
         time.sleep(REPEAT_S)
         with _lock:
-            for (name, tags), value in _shown.items():
-                _instrument(name).set(value, dict(tags))
+            for (metric, tags), value in _shown.items():
+                _instrument(metric).set(value, dict(tags))
 
 
 @cache
-def _instrument(name: str) -> Any:
+def _instrument(metric: Metric) -> Any:
     from ray.util.metrics import Counter, Gauge  # takes a while, and commands that tell nothing do without
 
-    metric = METRICS[name]
     kind = Gauge if metric.kind == "gauge" else Counter
     return kind(metric.name, metric.description, metric.tags)

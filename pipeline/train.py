@@ -1,6 +1,11 @@
-"""Trains a low-light enhancer on packed pairs and scores every checkpoint while training goes on."""
+"""Trains a low-light enhancer on packed pairs and scores every checkpoint while training goes on.
+
+python pipeline/train.py --config lol_v1 --data.url s3://bucket/lol_v1 --run.workers 8
+python pipeline/train.py --config lol_v1 --data.url lol_v1/shards --run.name half --network.width 0.5 --dry-run
+"""
 
 import sys
+import uuid
 
 from pipeline import launch, resources, storage
 from pipeline.command_line import argument_parser, user_errors
@@ -55,18 +60,17 @@ def show(config: Config) -> None:
 
 
 def dry_run(config: Config) -> None:
-    """Run two steps under a name of their own, which is deleted afterwards."""
+    """Run two steps under a name that no other run can have, and delete that run afterwards."""
     settings = config.model_dump(mode="json")
-    settings["run"]["name"] = f"dry-run-{config.run.name}"
+    settings["run"]["name"] = f"dry-run-{config.run.name}-{uuid.uuid4().hex}"
     settings["train"].update(steps=DRY_RUN_STEPS, log_every=1)
     settings["optimizer"]["warmup_steps"] = 0
     short = Config.model_validate(settings)
     storage.check_writable(short.run.storage)
-    storage.delete(short.run.url)
     try:
         run(short)
     finally:
-        storage.delete(short.run.url)
+        storage.delete_folder(short.run.url)
     print(f"dry run passed: data, storage and resources serve; {DRY_RUN_STEPS} steps ran and were scored")
 
 

@@ -25,6 +25,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
+        if "ray_head" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("ray"))
         for marker, reason in (("slow", "takes minutes"), ("slurm", "starts a Slurm cluster")):
             if marker in item.keywords and not config.getoption(marker):
                 item.add_marker(pytest.mark.skip(reason=f"{reason}: make test-{marker}"))

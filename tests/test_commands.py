@@ -129,6 +129,7 @@ def test_evaluate_compares_runs_checkpoints_and_pictures(scored_on_test, command
     compared = [str(run), str(run / "checkpoint-00000036"), str(tmp_path), str(bare)]
     out = tmp_path / "scores.parquet"
     arguments = ["--compare", *compared, "--data.url", shards, "--split", "test", "--out", str(out)]
+    arguments += ["--json", str(tmp_path / "scores.json")]
     output = command("pipeline/evaluate.py", *arguments)
     number = r"[+-]\d+\.\d+"
     named = f"{run.name}/checkpoint-00000036", f"{tmp_path.name}/best"
@@ -136,6 +137,14 @@ def test_evaluate_compares_runs_checkpoints_and_pictures(scored_on_test, command
     assert shown[0] and shown[1] and shown[0][1] == shown[1][1]
     assert re.search(rf"^{tmp_path.name} +inf +1\.0000 +0\.0000$", output, re.MULTILINE)
     assert set(pd.read_parquet(out)["method"]) == {"input", "gamma", "student", "averaged", "images"}
+    document = json.loads((tmp_path / "scores.json").read_text())
+    assert (document["split"], document["images"], len(document["numbers"])) == ("test", 2, 5 * 3)
+    assert document["checkpoints"][tmp_path.name] == tmp_path.name
+    for number in document["numbers"]:
+        shown = (
+            number["mean"] is None or format(number["mean"], ".2f" if number["metric"] == "psnr" else ".4f") in output
+        )
+        assert shown and ("reason" in number) == (None in number.values())
 
 
 def test_ablations_end_in_a_table_of_arms_over_seeds(command, shards, tmp_path):
@@ -156,10 +165,12 @@ def test_ablations_end_in_a_table_of_arms_over_seeds(command, shards, tmp_path):
 
 def test_dry_run_checks_everything_and_leaves_nothing(command, shards, tmp_path):
     arguments = options(**{"--data.url": shards, "--run.storage": str(tmp_path), "--run.name": "dry"})
+    storage.write_text(str(tmp_path / "dry-run-dry/notes"), "a run of the user's")
     output = command("pipeline/train.py", *arguments, "--dry-run")
     assert "step 2/2" in output and "dry run passed" in output
     assert "name: dry-run-dry" in output
-    assert list(tmp_path.iterdir()) == []
+    assert storage.listdir(str(tmp_path)) == ["dry-run-dry"]
+    assert storage.listdir(str(tmp_path / "dry-run-dry")) == ["notes"]
 
 
 def test_training_from_s3_to_s3_gives_the_bits_of_training_on_disk(trained, command, shards, s3, tmp_path):

@@ -1,18 +1,20 @@
 """What a search comes to: its best settings trained again over seeds, beside the paper's.
 
 The best of many trials is best by luck as well. So the top few and the first trial, the paper's setting, are trained
-with seeds that the search has not seen, and these runs alone decide.
+with seeds that the search has not seen, and these runs alone decide. The best of these few is best by luck too, though
+less: the intervals of their differences hold for all of them together, so that the choice among them is free.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.config import Config
-from pipeline.evaluation import results, scores
+from pipeline.evaluation import results
+from pipeline.evaluation.intervals import LEVEL, Difference, differences_to_first
 from pipeline.evaluation.results import Run
 from pipeline.evaluation.tables import TextTable
 from pipeline.reporting.comparison import chosen_table
@@ -22,7 +24,7 @@ from tune.settings import SearchConfig
 from tune.study import Trial
 from tune.trials import run_name, side_by_side
 
-ByImage = Mapping[int, Mapping[int, pd.Series]]  # the first objective's values, by trial and seed
+ByImage = Mapping[int, Mapping[int, NDArray[np.float64]]]  # the first objective's values, by trial and seed
 
 
 @dataclass(frozen=True)
@@ -60,23 +62,23 @@ def conclude(search: SearchConfig, trials: Sequence[Trial]) -> Conclusion | None
     runs = {trial.number: finished for trial in trials if len(finished := _finished(search, trial)) > 1}
     if 0 not in runs or len(runs) == 1:
         return None
-    objective = search.objectives[0]
-    values = {number: {seed: _by_image(search, run) for seed, run in seeds.items()} for number, seeds in runs.items()}
-    sign = 1 if objective.direction == "maximize" else -1
-    best = max(
-        (trial for trial in trials if trial.number in runs), key=lambda trial: sign * _mean(values[trial.number])
-    )
     table = chosen_table({arm_name(number): seeds for number, seeds in runs.items()}, "dev")
-    return Conclusion(best, _sentences(search, trials, best, values), table)
+    values = {number: {seed: _by_image(search, run) for seed, run in seeds.items()} for number, seeds in runs.items()}
+    best, sentences = judge(search, [trial for trial in trials if trial.number in runs], values)
+    return Conclusion(best, sentences, table)
 
 
-def arm_name(number: int) -> str:
-    """What a trial's settings are called."""
-    return "the paper's setting" if number == 0 else f"trial {number}"
+def judge(search: SearchConfig, trials: Sequence[Trial], values: ByImage) -> tuple[Trial, Sequence[str]]:
+    """The best of the trials over seeds, and in sentences how it differs from the paper's setting.
 
-
-def _sentences(search: SearchConfig, trials: Sequence[Trial], best: Trial, values: ByImage) -> list[str]:
+    Args:
+        search: the settings of the search.
+        trials: the paper's setting, then the best ones of the search, best first.
+        values: the first objective's value for each image, float64 [images], by the trial's number and seed.
+    """
     objective, paper = search.objectives[0], arm_name(0)
+    sign = 1 if objective.direction == "maximize" else -1
+    best = max(trials, key=lambda trial: sign * _mean(values[trial.number]))
     spreads = [f"{arm_name(number)} {_spread(objective, values[number])}" for number in dict.fromkeys((0, best.number))]
     said = [
         f"{objective.text} of the chosen checkpoints on the development split, over {len(values[best.number])} seeds "
@@ -86,13 +88,8 @@ def _sentences(search: SearchConfig, trials: Sequence[Trial], best: Trial, value
         others = ", ".join(arm_name(number) for number in values if number)
         said.append(f"None of the best trials, {others}, does better than {paper} over these seeds.")
     else:
-        differences = _differences(values[0], values[best.number])
-        low, high = scores.difference_interval(differences)
-        shown = [objective.shown(value, "+") for value in (differences.mean(), low, high)]
-        said.append(
-            f"Trial {best.number} minus {paper}: {shown[0]} [{shown[1]}, {shown[2]}] (95% bootstrap interval over "
-            f"images and seeds). {_verdict(objective, low, high)}"
-        )
+        found = differences_to_first(values).get(best.number)
+        said.append(f"Trial {best.number} minus {paper}: {_difference(objective, found, len(values) - 1)}")
     in_search = [
         f"{arm_name(trial.number)} had {objective.shown(trial.values[0])}" for trial in trials[:2] if trial.values
     ]
@@ -100,14 +97,29 @@ def _sentences(search: SearchConfig, trials: Sequence[Trial], best: Trial, value
         f"In the search itself, with seed {search.run.seed}, {' and '.join(in_search)}; the best of many trials is "
         "flattered, which is why other seeds decide."
     )
-    return said
+    return best, said
 
 
-def _verdict(objective: Objective, low: float, high: float) -> str:
-    if low <= 0 <= high:
-        return "The interval contains 0: these seeds and images do not tell the two apart."
-    better = (low > 0) == (objective.direction == "maximize")
-    return f"The interval leaves out 0: the trial is {'better' if better else 'worse'} by more than the noise."
+def arm_name(number: int) -> str:
+    """What a trial's settings are called."""
+    return "the paper's setting" if number == 0 else f"trial {number}"
+
+
+def _difference(objective: Objective, difference: Difference | None, compared: int) -> str:
+    """The difference of one setting among those ``compared`` with the paper's, and what it proves."""
+    if difference is None:
+        return "they have no seed in common."
+    mean, low, high = (objective.shown(value, "+") for value in (difference.mean, difference.low, difference.high))
+    if difference.seeds == 1 or math.isnan(difference.low):
+        reason = "of one seed in common" if difference.seeds == 1 else "of scores that are not finite"
+        return f"{mean}; {reason}, nothing can be said of others."
+    together = f", for all {compared} settings that are compared with it together" * (compared > 1)
+    interval = f"{mean} [{low}, {high}] ({LEVEL:.0%} interval over seeds and images{together})"
+    if difference.low <= 0 <= difference.high:
+        return f"{interval}. The interval contains 0: these seeds and images do not tell the two apart."
+    better = (difference.low > 0) == (objective.direction == "maximize")
+    verdict = "better" if better else "worse"
+    return f"{interval}. The interval leaves out 0: the trial is {verdict} by more than the noise."
 
 
 def _name(trial: Trial, seed: int) -> str:
@@ -124,25 +136,22 @@ def _finished(search: SearchConfig, trial: Trial) -> dict[int, Run]:
     }
 
 
-def _by_image(search: SearchConfig, run: Run) -> pd.Series:
-    """The first objective's value for each image, by the run's chosen checkpoint."""
+def _by_image(search: SearchConfig, run: Run) -> NDArray[np.float64]:
+    """The first objective's value for each image in their order, float64 [images], by the run's chosen checkpoint."""
     assert run.chosen is not None
     rows = run.scores_of(run.chosen, "dev")
     counts = (rows["protocol"] == search.evaluation.protocols[0]) | (rows["metric"] == "lpips")
     rows = rows[counts & (rows["method"] == search.checkpoint.weights)]
     wide = rows.pivot(index="key", columns="metric", values="value").sort_index()
-    return sum(factor * wide[metric] for metric, factor in search.objectives[0].factors.items())
+    factors = search.objectives[0].factors
+    values: NDArray[np.float64] = np.sum([factor * wide[name].to_numpy() for name, factor in factors.items()], axis=0)
+    return values
 
 
-def _differences(first: Mapping[int, pd.Series], other: Mapping[int, pd.Series]) -> NDArray[np.float64]:
-    """Paired differences, float64 [seeds, images]."""
-    return np.stack([(other[seed] - first[seed]).to_numpy() for seed in sorted(first.keys() & other.keys())])
-
-
-def _mean(seeds: Mapping[int, pd.Series]) -> float:
+def _mean(seeds: Mapping[int, NDArray[np.float64]]) -> float:
     return float(np.mean([values.mean() for values in seeds.values()]))
 
 
-def _spread(objective: Objective, seeds: Mapping[int, pd.Series]) -> str:
+def _spread(objective: Objective, seeds: Mapping[int, NDArray[np.float64]]) -> str:
     deviation = float(np.std([values.mean() for values in seeds.values()], ddof=1))
     return f"{objective.shown(_mean(seeds))} ± {objective.shown(deviation)}"

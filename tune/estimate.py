@@ -2,6 +2,7 @@
 
 import math
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -84,17 +85,16 @@ def _space_lines(config: SearchConfig) -> list[str]:
 
 def _measured(config: SearchConfig, manifests: Sequence[Manifest], lpips: BackboneWeights | str) -> Pace:
     settings = config.model_dump(mode="json", include=set(Config.model_fields))
-    settings["run"].update(name="dry-run", storage=config.url)
+    settings["run"].update(name=f"dry-run-{uuid.uuid4().hex}", storage=config.url)
     settings["train"].update(steps=STEPS, log_every=1)
     settings["optimizer"]["warmup_steps"] = 0
     short = Config.model_validate(settings)
-    storage.delete(short.run.url)
     begun = time.monotonic()
     try:
         launch.train(short, manifests, launch.provenance_of(manifests), lpips)
         rates = [record["images_per_s"] for record in read_metrics(short.run.url)][-MEASURED:]
     finally:
-        storage.delete(short.run.url)
+        storage.delete_folder(short.run.url)
     step_s = config.train.global_batch * sum(1 / rate for rate in rates) / len(rates)
     return Pace(max(0.0, time.monotonic() - begun - STEPS * step_s), step_s)
 

@@ -1,4 +1,8 @@
-"""Searches the settings of the mirror loss: scale weights, illumination exponent, EMA rate."""
+"""Searches the settings of the mirror loss: scale weights, illumination exponent, EMA rate.
+
+python tune/search.py --config lol_v1 --data.url s3://bucket/lol_v1 --search.trials 64 --search.hours 8
+python tune/search.py --config lol_v1 --data.url lol_v1/shards --search.objectives psnr lpips --search.gamma 0.5 2
+"""
 
 import sys
 from collections.abc import Sequence

@@ -6,6 +6,7 @@ from urllib.parse import quote, urlsplit
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from iaml import ObjectiveSettings, Settings, TeacherSettings
+from iaml.settings import MOST_SEED
 from pipeline import storage
 from pipeline.config import Config
 from tune.objective import Objective
@@ -166,6 +167,16 @@ class SearchConfig(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _later_seeds_are_seeds(self) -> Self:
+        most = MOST_SEED - self.search.seeds
+        if self.run.seed > most:
+            raise ValueError(
+                f"run.seed must be at most {most}, not {self.run.seed}: the best settings are trained again with the "
+                f"{self.search.seeds} seeds after it (search.seeds)"
+            )
+        return self
+
     @property
     def url(self) -> str:
         """Where the search is stored: not where a training run of its name is."""
@@ -175,6 +186,11 @@ class SearchConfig(Config):
     def objectives(self) -> tuple[Objective, ...]:
         """What is improved."""
         return tuple(map(Objective.parse, self.search.objectives or [self.checkpoint.metric]))
+
+    @property
+    def rankings(self) -> frozenset[str]:
+        """The metrics that checkpoints and trials are ranked by."""
+        return super().rankings | {metric for objective in self.objectives for metric in objective.factors}
 
     @property
     def rungs(self) -> tuple[int, ...]:

@@ -8,8 +8,10 @@ study --parameters--> trial --settings--> training run: its checkpoints are scor
 import logging
 import math
 import os
+import re
 import sys
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,7 +35,7 @@ POLL_S = 2.0
 END_S = 60.0  # in which a training that is stopped gives its workers back by itself
 LOST = "its watcher failed again and again: lost with its node, for want of memory, or unable to read the run's scores"
 WATCHER_BYTES = 512 * 2**20
-TUNE_FILES = "ray-tune"  # folder in the search's that Ray Tune wants; the study holds all there is to know
+TUNE_FILES = "ray-tune-"  # begins the name of a folder that Ray Tune wants; the study holds all there is to know
 
 
 def run_name(number: int) -> str:
@@ -254,7 +256,7 @@ def run(search: SearchConfig, study: Study, train: Callable[[Config], None], con
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # and its files, since the study has all
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     filesystem, path = storage.arrow_filesystem(search.url)
-    storage.delete(storage.join(search.url, TUNE_FILES))
+    _delete_tune_files(search)  # of a process that was killed
     total = search.search.trials
     with tqdm(desc=f"trials, {concurrent} at a time", total=total, unit="trial", file=sys.stdout) as bar:
 
@@ -272,7 +274,7 @@ def run(search: SearchConfig, study: Study, train: Callable[[Config], None], con
                 time_budget_s=study.seconds_left(),
             ),
             run_config=tune.RunConfig(
-                name=TUNE_FILES,
+                name=f"{TUNE_FILES}{uuid.uuid4().hex}",
                 storage_path=path,
                 storage_filesystem=filesystem,
                 stop=EarlyStopping(study, show),
@@ -284,4 +286,10 @@ def run(search: SearchConfig, study: Study, train: Callable[[Config], None], con
         )
         tuner.fit()
     study.release()
-    storage.delete(storage.join(search.url, TUNE_FILES))
+    _delete_tune_files(search)
+
+
+def _delete_tune_files(search: SearchConfig) -> None:
+    for name in storage.listdir(search.url):
+        if re.fullmatch(rf"{TUNE_FILES}[0-9a-f]{{32}}", name):
+            storage.delete_folder(storage.join(search.url, name))

@@ -1,8 +1,11 @@
 """Submits a command of this project as a job to a Ray cluster, follows its log, and ends with its exit status.
 
-python cluster/ray/submit.py --address http://HEAD:8265 -- python pipeline/train.py --config lol_v1 ...
-
 Versions, paths and the size of the upload are checked before anything is sent. Ctrl-C leaves the job running.
+
+python cluster/ray/submit.py --address http://HEAD:8265 -- \\
+    python pipeline/train.py --config lol_v1 --data.url s3://bucket/lol_v1 --run.storage s3://bucket/runs
+python cluster/ray/submit.py --no-wait -- \\
+    python pipeline/evaluate.py --checkpoint s3://bucket/runs/lol_v1 --split test
 """
 
 import argparse
@@ -30,8 +33,9 @@ ROOT = Path(__file__).resolve().parents[2]
 LOCK = "requirements.lock"
 PLACES = {
     "--data.url", "--data.extra-urls", "--run.storage",  # of training
-    "--source", "--out", "--checkpoint", "--images", "--compare",  # of packing and scoring
+    "--source", "--out", "--checkpoint", "--images", "--compare", "--json",  # of packing and scoring
 }  # fmt: skip
+LISTS = {"--data.extra-urls", "--compare"}  # of these, which may be written as [A, B]
 MOST_MB = 20  # the code takes about one
 MOST_SHOWN = 5
 PAUSE_S = 2.0  # before a log whose connection broke is asked for again
@@ -73,8 +77,11 @@ def main() -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
+    summary, checks, examples = (__doc__ or "\n\n\n\n").split("\n\n")
     made = argparse.ArgumentParser(
-        description=(__doc__ or "").split("\n")[0],
+        description=f"{summary}\n\n{checks}",
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s [options] -- python pipeline/train.py ...",
         allow_abbrev=False,
     )
@@ -200,8 +207,10 @@ def _places(command: Sequence[str]) -> Iterator[tuple[str, str]]:
     for word in command:
         if word.startswith("--"):
             option, _, word = word.partition("=")
-        if option.replace("_", "-") in PLACES:
-            yield from ((option, place) for place in re.split(r"[\[\], ]+", word) if place)
+        name = option.replace("_", "-")
+        if name in PLACES and word:
+            places = word[1:-1].split(",") if name in LISTS and word.startswith("[") else [word]
+            yield from ((option, place.strip()) for place in places if place.strip())
 
 
 def _release(name: str, version: str) -> str:

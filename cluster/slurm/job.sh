@@ -35,8 +35,9 @@ export SLURM_EXPORT_ENV=ALL
 if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
 
 ray_node() {
-    rm -rf "$RAY_FOLDER"
-    mkdir -m 700 "$RAY_FOLDER" || exit 1
+    # a job that was requeued may find what it left when it was killed; whatever else has this name is not its own
+    if [ -f "$RAY_FOLDER/job-$SLURM_JOB_ID" ]; then rm -rf "$RAY_FOLDER"; fi
+    mkdir -m 700 "$RAY_FOLDER" && touch "$RAY_FOLDER/job-$SLURM_JOB_ID" || exit 1
     export TMPDIR=$RAY_FOLDER
     # Ray waits for its head to be idle before it ends, which one that has trained never is
     export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0

@@ -14,7 +14,8 @@
 # or with Pyxis and enroot.
 # SRUN_OPTIONS=(--container-image=/project/images/iaml.sqsh --container-mounts=/project,/tmp --container-workdir="$PWD")
 
-# Where Ray keeps its sockets and logs while the job runs, on each node: a local disk and a short path.
+# Where Ray keeps its sockets and logs while the job runs, on each node: a local disk and a short path, which the job
+# makes and deletes again; one that is there already is left alone, and the job fails.
 # RAY_FOLDER=/scratch/ray-$SLURM_JOB_ID
 
 # Seconds to write a checkpoint after the signal; less than those of --signal=B:USR1@180.

@@ -1,6 +1,9 @@
 """Queues a command of this project as a Slurm job that starts Ray on all its nodes.
 
-python cluster/slurm/submit.py --nodes 4 --gpus-per-node 8 --time 12:00:00 -- python pipeline/train.py ...
+python cluster/slurm/submit.py --nodes 4 --gpus-per-node 8 --time 12:00:00 -- \\
+    python pipeline/train.py --config lol_v1 --data.url s3://bucket/lol_v1
+python cluster/slurm/submit.py --nodes 2 --cpus-per-node 16 --print -- \\
+    python pipeline/train.py --config lol_v1 --data.url s3://bucket/lol_v1 --run.workers 4
 """
 
 import argparse
@@ -31,12 +34,18 @@ def main() -> int:
     return queue(script)
 
 
+class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and the examples as they are written."""
+
+
 def parser() -> argparse.ArgumentParser:
     """The options."""
+    summary, examples = (__doc__ or "\n\n").split("\n\n")
     made = argparse.ArgumentParser(
-        description=(__doc__ or "").split("\n")[0],
+        description=summary,
+        epilog=f"examples:\n{examples}",
         usage="%(prog)s [options] -- python pipeline/train.py ...",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=Formatter,
         allow_abbrev=False,
     )
     made.add_argument("--nodes", type=positive, default=1, help="nodes of the job, each of which runs Ray")

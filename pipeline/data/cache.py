@@ -1,11 +1,15 @@
 """A node's cache: shards from S3 and decoded images on a local disk, shared by all processes of the node.
 
-<folder>/lock                         held while space is shared out
-<folder>/<data set>/in-use            locked by each process that reads the data set
-<folder>/<data set>/reserved          how many bytes the data set may take
-<folder>/<data set>/<sha256>.tar      a shard as it was packed
-<folder>/<data set>/<sha256>.pixels   its images, as far as they were decoded
-<folder>/<data set>/*.partial         being written, and locked by its writer
+<data.cache>/iaml-cache/         all that is ever written, deleted or counted lies below
+CACHEDIR.TAG                     says that the folder is the cache's; backups pass it over
+lock                             held while space is shared out
+<data set>/in-use                locked by each process that reads the data set
+<data set>/reserved              how many bytes the data set may take
+<data set>/<sha256>.tar          a shard as it was packed
+<data set>/<sha256>.pixels       its images, as far as they were decoded
+<data set>/*.partial             being written, and locked by its writer
+
+A data set is named by its manifest's checksum and its split. Whatever has another name is somebody else's and stays.
 
 Nothing is believed for its name: each process compares a shard with its checksum when it opens it first, and each
 decoded pair bears a checksum of its own. So a process may be killed, and a machine may fail, at any point.
@@ -16,7 +20,9 @@ import fcntl
 import logging
 import mmap
 import os
+import re
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -28,12 +34,20 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from pipeline.data.manifest import ShardRecord
+from pipeline.data.local_disk import find_place
+from pipeline.data.manifest import SPLITS, ShardRecord
 from pipeline.data.pairs import Pair
 
 logger = logging.getLogger(__name__)
 
-LOCK, IN_USE, RESERVED = "lock", "in-use", "reserved"
+OWN_FOLDER, TAG, LOCK = "iaml-cache", "CACHEDIR.TAG", "lock"
+TAG_TEXT = """Signature: 8a477f597d28d172789f06886806bc55
+# Shards and decoded images that iaml's data loader keeps; see https://bford.info/cachedir/
+# It deletes what it put here itself. The folder may be deleted whole while nothing trains.
+"""
+IN_USE, RESERVED = "in-use", "reserved"
+DATA_SET = re.compile(rf"[0-9a-f]{{16}}-({'|'.join(SPLITS)})")
+KEPT = re.compile(r"[0-9a-f]{64}\.(tar|pixels)(\.partial)?")
 MOST_WAITING = 4  # decoded pairs that wait to be written
 DISK_SHARE = 0.9  # of the free space, so that a node's disk is never filled up on purpose
 HEADER = np.dtype([("magic", "<i8"), ("pairs", "<i8")])
@@ -46,9 +60,9 @@ class Cache:
     """One data set's part of a node's cache.
 
     Args:
-        folder: the node's cache; made if it is not there.
+        folder: in which the node's cache lies; a local disk is found where it is ``None``.
         limit: most bytes that all data sets in it may take.
-        name: of the data set; the same name means the same bytes.
+        name: of the data set, as ``DATA_SET``; the same name means the same bytes.
         shards: bytes of its shards; 0 if they lie on a disk already.
         pixels: bytes of its decoded images.
 
@@ -57,22 +71,25 @@ class Cache:
         written_bytes: that this process put there.
     """
 
-    def __init__(self, folder: Path, limit: int, name: str, shards: int, pixels: int) -> None:
+    def __init__(self, folder: Path | None, limit: int, name: str, shards: int, pixels: int) -> None:
+        assert DATA_SET.fullmatch(name), name
         self.keeps_pixels = False
         self.written_bytes = 0
         self._count_lock = Lock()
-        self._root = folder.expanduser()
-        self._folder = self._root / name
+        self._root, self._remark = Path(folder or "", OWN_FOLDER), ""
+        self._folder = Path(os.devnull, name)  # where nothing can be, until there is a folder of our own
         self._room = 0
         self._all_fits = False
         self._broken = False
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="cache")
         self._waiting = Semaphore(MOST_WAITING)
         with self._or_without():
-            self._root.mkdir(parents=True, exist_ok=True)
+            place = find_place(folder)
+            self._root, self._remark = own_folder(place.folder), f" ({place.remark})" if place.remark else ""
+            self._folder = self._root / name
             with _locked(self._root / LOCK):
                 self._folder.mkdir(exist_ok=True)
-                self._in_use = (self._folder / IN_USE).open("w")
+                self._in_use = (self._folder / IN_USE).open("a")
                 fcntl.flock(self._in_use, fcntl.LOCK_SH)
                 os.utime(self._in_use.fileno())
                 self._reserve(limit, shards, pixels)
@@ -80,9 +97,10 @@ class Cache:
     def __str__(self) -> str:
         """What is kept, for the log."""
         if not self.room_bytes:
-            return f"cache {self._root}: no room for this data set; it is read and decoded anew in each epoch"
+            reason = "not used" if self._broken else "no room for this data set"
+            return f"cache {self._root}{self._remark}: {reason}; it is read and decoded anew in each epoch"
         kept = "decoded images" if self.keeps_pixels else "shards (decoded images do not fit)"
-        return f"cache {self._root}: keeps {kept}, up to {self.room_bytes / 2**30:.2f} GiB"
+        return f"cache {self._root}{self._remark}: keeps {kept}, up to {self.room_bytes / 2**30:.2f} GiB"
 
     @property
     def room_bytes(self) -> int:
@@ -150,13 +168,20 @@ class Cache:
 
     def _make_room(self, most: int) -> int:
         """Delete idle data sets, the least recently used first, until they take ``most`` bytes; what they take."""
-        others = [path for path in self._root.iterdir() if path.is_dir() and path != self._folder]
-        idle = [path for path in others if not _is_in_use(path)]
-        taken = {path: _size(path) if path in idle else max(_size(path), _reserved(path)) for path in others}
-        for path in sorted(idle, key=_last_used):
+        taken: dict[Path, int] = {}
+        idle: dict[Path, float] = {}
+        for path in _data_sets(self._root):
+            with suppress(OSError):  # not ours, or out of reach: it stays, and what it takes is not known
+                if path != self._folder:
+                    in_use = _is_in_use(path)
+                    taken[path] = max(_size(path), _reserved(path)) if in_use else _size(path)
+                    if not in_use:
+                        idle[path] = (path / IN_USE).stat().st_mtime
+        for path in sorted(idle, key=idle.__getitem__):
             if sum(taken.values()) > most:
-                shutil.rmtree(path)
-                del taken[path]
+                with suppress(OSError):
+                    _delete(path)
+                    del taken[path]
         return sum(taken.values())
 
     @contextmanager
@@ -166,7 +191,8 @@ class Cache:
         with ExitStack() as stack:
             is_new = False
             with self._or_without():
-                file = stack.enter_context(os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b"))
+                handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+                file = stack.enter_context(os.fdopen(handle, "r+b"))
                 stack.enter_context(_flock(file.fileno()))  # waits for another writer; a killed one has let go
                 is_ours = _is_at(file.fileno(), partial)
                 is_new = is_ours and _size_of(path) != size and self._take_room(file, size)
@@ -305,6 +331,29 @@ class PixelFile:
         return Pair(*images.reshape(2, height, width, 3))
 
 
+def own_folder(folder: Path) -> Path:
+    """The cache's own folder below ``folder``, made with its tag if it is not there.
+
+    Raises:
+        OSError: it can't be made, or what has its name is not the cache's.
+    """
+    own = folder / OWN_FOLDER
+    if not own.exists() or not any(own.iterdir()):
+        folder.mkdir(parents=True, exist_ok=True)
+        made = folder / f".{OWN_FOLDER}.{uuid.uuid4().hex}.tmp"  # so that the folder is never there without its tag
+        made.mkdir()
+        (made / TAG).write_text(TAG_TEXT)
+        try:
+            made.rename(own)
+        except OSError:  # another process was faster, or a stranger's file is in the way
+            (made / TAG).unlink()
+            made.rmdir()
+    with suppress(FileNotFoundError):
+        if (own / TAG).read_bytes() == TAG_TEXT.encode():
+            return own
+    raise OSError(f"{own} holds somebody else's files; move them away")
+
+
 def map_file(path: Path, size: int | None = None) -> mmap.mmap | None:
     """The bytes of a file, mapped; ``None`` if it is not there, is empty, or has not the ``size`` asked for."""
     try:
@@ -354,19 +403,19 @@ def _is_at(file: int, path: Path) -> bool:
     return path.exists() and os.path.samestat(os.fstat(file), path.stat())
 
 
+def _data_sets(root: Path) -> list[Path]:
+    entries = [entry for entry in os.scandir(root) if DATA_SET.fullmatch(entry.name)]
+    return [Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
 def _is_in_use(data_set: Path) -> bool:
-    with (data_set / IN_USE).open("a") as file:
+    """Whether a process reads it; a folder without the file that shows it is not ours: ``FileNotFoundError``."""
+    with (data_set / IN_USE).open("r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
     return False
-
-
-def _last_used(data_set: Path) -> float:
-    with suppress(FileNotFoundError):
-        return (data_set / IN_USE).stat().st_mtime
-    return 0.0
 
 
 def _reserved(data_set: Path) -> int:
@@ -375,9 +424,23 @@ def _reserved(data_set: Path) -> int:
     return 0
 
 
-def _size(folder: Path) -> int:
+def _size(data_set: Path) -> int:
     total = 0
-    for entry in os.scandir(folder):
+    for path in _kept(data_set):
         with suppress(FileNotFoundError):  # a file may be renamed or deleted meanwhile
-            total += entry.stat().st_size
+            total += path.stat().st_size
     return total
+
+
+def _kept(data_set: Path) -> list[Path]:
+    """The shards and images that were put into the folder, apart from whatever else lies there."""
+    entries = [entry for entry in os.scandir(data_set) if KEPT.fullmatch(entry.name)]
+    return [Path(entry) for entry in entries if entry.is_file(follow_symlinks=False)]
+
+
+def _delete(data_set: Path) -> None:
+    """Delete what was put into the folder, and the folder unless something else lies there."""
+    for path in [*_kept(data_set), data_set / RESERVED, data_set / IN_USE]:  # the last one tells that it is ours
+        path.unlink(missing_ok=True)
+    with suppress(OSError):
+        data_set.rmdir()

@@ -14,10 +14,10 @@ from PIL import Image
 from pydantic import Field, model_validator
 from tqdm import tqdm
 
-from iaml.settings import Settings
+from iaml.settings import Seed, Settings
 from pipeline import storage
-from pipeline.data.images import encode_png, read_rgb
-from pipeline.data.pairing import images_under
+from pipeline.data.images import encode_png, read_image
+from pipeline.data.pairing import images_under, unoriented_warning
 
 
 class CameraSettings(Settings):
@@ -46,27 +46,29 @@ class CameraSettings(Settings):
 class DarkenSettings(Settings):
     """Which photographs are darkened, where the pairs go, and by what camera."""
 
-    source: Path = Field(description="Folder of photographs, at its root or in train and test folders.")
-    out: Path = Field(description="New or empty folder for the pairs, in low and high folders.")
+    source: storage.LocalPath = Field(description="Folder of photographs, at its root or in train and test folders.")
+    out: storage.LocalPath = Field(description="New or empty folder for the pairs, in low and high folders.")
     variants: int = Field(1, description="Dark images made of each photograph.", ge=1)
     max_side: int | None = Field(
         None, description="Photographs with a longer side, in pixels, are scaled down to it first.", ge=16
     )
-    seed: int = Field(0, description="With a photograph's relative path and the variant, it decides the noise.", ge=0)
+    seed: Seed = Field(0, description="With a photograph's relative path and the variant, it decides the noise.")
     camera: CameraSettings = CameraSettings()
 
 
 @dataclass(frozen=True)
 class DarkenReport:
-    """How many photographs became how many pairs, and where they are."""
+    """How many photographs became how many pairs, where they are, and whose orientation could not be read."""
 
     photographs: int
     pairs: int
     out: Path
+    unoriented: tuple[Path, ...]
 
     def __str__(self) -> str:
         """The report as text for the terminal."""
-        return f"{self.photographs} photographs, {self.pairs} pairs in {self.out}"
+        counts = f"{self.photographs} photographs, {self.pairs} pairs in {self.out}"
+        return f"{counts}\n{unoriented_warning(self.unoriented)}" if self.unoriented else counts
 
 
 def darken(photo: NDArray[np.uint8], camera: CameraSettings, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -90,17 +92,17 @@ def darken_folder(settings: DarkenSettings) -> DarkenReport:
         ValueError: there are no photographs, some can't be read, or ``out`` holds something already.
     """
     photographs = list(images_under(settings.source))
-    _check(photographs, settings)
+    unoriented = _check(photographs, settings)
     for path in tqdm(photographs, desc="darkening", unit="photo"):
         relative = path.relative_to(settings.source)
-        clean = _scaled(read_rgb(path), settings.max_side)
+        clean = _scaled(read_image(path).pixels, settings.max_side)
         clean_png = encode_png(clean)
         for variant in range(settings.variants):
             dark = darken(clean, settings.camera, _generator(settings.seed, relative, variant))
             folder, name = settings.out / relative.parent, f"{relative.stem}-v{variant}.png"
             storage.write_bytes(str(folder / "low" / name), encode_png(dark))
             storage.write_bytes(str(folder / "high" / name), clean_png)
-    return DarkenReport(len(photographs), len(photographs) * settings.variants, settings.out)
+    return DarkenReport(len(photographs), len(photographs) * settings.variants, settings.out, unoriented)
 
 
 def srgb_to_linear(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -130,21 +132,27 @@ def _scaled(photo: NDArray[np.uint8], max_side: int | None) -> NDArray[np.uint8]
     return np.asarray(Image.fromarray(photo).resize((size[0], size[1]), Image.Resampling.LANCZOS))
 
 
-def _check(photographs: list[Path], settings: DarkenSettings) -> None:
-    """Refuse before anything is written; reading every photograph twice is cheap beside darkening it."""
+def _check(photographs: list[Path], settings: DarkenSettings) -> tuple[Path, ...]:
+    """Refuse before anything is written, and give the photographs whose orientation can't be read.
+
+    Reading every photograph twice is cheap beside darkening it.
+    """
     if not photographs:
         raise ValueError(f"source {settings.source}: no photographs found; give a folder of PNG or JPEG files")
     if storage.listdir(str(settings.out)):
         raise ValueError(f"out {settings.out} is not empty; choose another folder, or empty it first")
     faults: list[str] = []
+    unoriented: list[Path] = []
     seen: dict[Path, Path] = {}
     for path in tqdm(photographs, desc="checking", unit="photo"):
         first = seen.setdefault(path.with_suffix(""), path)
         if first != path:
             faults.append(f"{first} and {path} would have one name")
         try:
-            read_rgb(path)
+            if not read_image(path).orientation_known:
+                unoriented.append(path)
         except ValueError as error:
             faults.append(str(error))
     if faults:
         raise ValueError("nothing was darkened; mend or remove these:\n" + "\n".join(f"  {fault}" for fault in faults))
+    return tuple(unoriented)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipeline.data.augmentation import TURNS, draws, padded, turned
 from pipeline.data.manifest import Manifest
-from pipeline.data.order import MixedOrder, Order, SampleOrder, Share
+from pipeline.data.order import Share, order_of
 from pipeline.data.pairs import Pair
 from pipeline.data.settings import DataSettings
 from pipeline.data.stream import PairStream
@@ -82,7 +82,7 @@ class Loader:
         self._settings = settings
         self._share = share
         self._seed = seed
-        self._order = self._make_order()
+        self._order = order_of([stream.shards.pairs for stream in self.streams], settings, share.global_batch, seed)
         self._plan_ahead = self._steps_of_window()
         self._memory = _Memory((2, share.micro_batch, settings.crop, settings.crop, 3))
         self._fetched: OrderedDict[tuple[int, int], None] = OrderedDict()
@@ -133,15 +133,6 @@ class Loader:
                 self._pairs += self._share.micro_batch * self._share.accumulation
                 self._wait_s += time.perf_counter() - asked
                 yield step, batches
-
-    def _make_order(self) -> Order:
-        batch = self._share.global_batch if self._settings.drop_last else None
-        orders = [
-            SampleOrder(stream.shards.pairs, self._seed, self._settings.shuffle_shards, batch, number)
-            for number, stream in enumerate(self.streams)
-        ]
-        weights = self._settings.weights or [float(stream.shards.pairs.sum()) for stream in self.streams]
-        return orders[0] if len(orders) == 1 else MixedOrder(orders, weights, self._seed)
 
     def _steps_of_window(self) -> int:
         """For how many steps the samples of a window last, about."""

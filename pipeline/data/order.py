@@ -17,6 +17,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.settings import DataSettings
+
 Integers = NDArray[np.int64]
 BLOCK = 1024  # positions after which a mixture has read its data sets by their exact shares
 
@@ -70,7 +72,8 @@ class SampleOrder:
         self._epoch_size = self._size - self._size % batch if batch else self._size
         if self._epoch_size == 0:
             raise ValueError(
-                f"{self._size} training pairs do not fill one global batch of {batch}; set drop_last: false"
+                f"{self._size} training pairs do not fill one global batch of {batch}: set data.drop_last: false, or "
+                f"train.global_batch to {self._size} at most"
             )
         self._window = window
         self._dataset = dataset
@@ -159,6 +162,24 @@ class MixedOrder:
         return _joined(parts).take(np.argsort(np.concatenate(places), kind="stable"))
 
 
+def order_of(pairs: Sequence[Integers], settings: DataSettings, global_batch: int, seed: int) -> Order:
+    """The order in which a run reads its data sets.
+
+    Args:
+        pairs: of each data set, the pairs in each of its shards.
+        settings: window, shares and the end of epochs.
+        global_batch: samples in one step.
+        seed: fixes the order.
+
+    Raises:
+        ValueError: the data sets don't allow what the settings ask for.
+    """
+    batch = global_batch if settings.drop_last else None
+    orders = [SampleOrder(each, seed, settings.shuffle_shards, batch, number) for number, each in enumerate(pairs)]
+    weights = settings.weights or [float(each.sum()) for each in pairs]
+    return orders[0] if len(orders) == 1 else MixedOrder(orders, weights, seed)
+
+
 @dataclass(frozen=True)
 class Share:
     """Which part of each global batch a worker takes.
@@ -197,7 +218,8 @@ def _shares(weights: Sequence[float]) -> Integers:
     counts = np.floor(exact).astype(np.int64)
     counts[np.argsort(counts - exact, kind="stable")[: BLOCK - int(counts.sum())]] += 1
     if not counts.all():
-        raise ValueError(f"weights {tuple(weights)}: a data set gets less than one sample in {BLOCK}; raise its weight")
+        given = ", ".join(f"{weight:g}" for weight in weights)
+        raise ValueError(f"data.weights ({given}): a data set gets less than one sample in {BLOCK}; raise its weight")
     return counts
 
 

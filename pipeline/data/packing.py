@@ -24,11 +24,12 @@ from pydantic import Field, field_validator
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from iaml.settings import Settings
+from iaml.settings import Seed, Settings
 from pipeline import storage
-from pipeline.data.images import read_rgb, stored_png
+from pipeline.data.images import read_image, stored_png
 from pipeline.data.manifest import (
     MANIFEST_NAME,
+    PAIRS_NAME,
     SPLITS,
     PairRecord,
     ShardRecord,
@@ -37,7 +38,7 @@ from pipeline.data.manifest import (
     perceptual_hash,
     write_manifest,
 )
-from pipeline.data.pairing import Pair, find_pairs, listed
+from pipeline.data.pairing import Pair, find_pairs, listed, unoriented_warning
 
 MISPAIRED_LOL_V1 = {"79", "111", "735"}
 WORKERS = min(8, os.cpu_count() or 1)
@@ -46,7 +47,7 @@ WORKERS = min(8, os.cpu_count() or 1)
 class PackSettings(Settings):
     """What is packed, where to, and how it is cut into splits and shards."""
 
-    source: Path = Field(description="Folder of pairs: LOL, LSRW, or {train,test}/{low,high}.")
+    source: storage.LocalPath = Field(description="Folder of pairs: LOL, LSRW, or {train,test}/{low,high}.")
     out: storage.Url = Field(description="Where shards and manifest go: a local folder or s3://bucket/prefix.")
     shard_pairs: int = Field(32, description="Most pairs in one shard; shards of a split are evened out.", ge=1)
     dev_fraction: float = Field(
@@ -64,7 +65,7 @@ class PackSettings(Settings):
         ge=0,
         le=16,
     )
-    seed: int = Field(0, description="Chooses the scenes of the development split.", ge=0)
+    seed: Seed = Field(0, description="Chooses the scenes of the development split.")
 
     @field_validator("scene_pattern")
     @classmethod
@@ -80,13 +81,18 @@ class PackSettings(Settings):
 
 @dataclass(frozen=True)
 class PackReport:
-    """What was packed. ``converted`` counts images, ``size`` is in bytes, the rest names pairs by key."""
+    """What was packed. ``converted`` counts images, ``size`` is in bytes, pairs are named by key.
+
+    ``unoriented`` are the files whose orientation can't be read; ``uncut`` says why no development split was cut.
+    """
 
     pairs: Mapping[str, int]
     shards: Mapping[str, int]
     scenes: int
     size: int
     converted: int
+    unoriented: tuple[Path, ...]
+    uncut: str | None
     near_duplicates: tuple[tuple[str, str], ...]
     mispaired: tuple[str, ...]
     url: str
@@ -97,6 +103,10 @@ class PackReport:
         lines = [f"{split:<6}{self.pairs[split]:>6} pairs in {self.shards[split]} shards" for split in SPLITS]
         lines.append(f"{self.scenes} scenes, {self.size / 1e6:.1f} MB")
         lines.append(f"{self.converted} images converted to 8-bit RGB PNG, the others copied byte for byte")
+        if self.unoriented:
+            lines.append(unoriented_warning(self.unoriented))
+        if self.uncut:
+            lines.append(f"WARNING: no development split, which training needs to choose checkpoints: {self.uncut}")
         if self.near_duplicates:
             lines.append(f"WARNING: {len(self.near_duplicates)} training pairs show a scene of the test split:")
             lines.append(listed(f"{train} and {test}" for train, test in self.near_duplicates))
@@ -117,6 +127,7 @@ class CheckedPair:
     high_luminance: float
     low_phash: str
     high_phash: str
+    unoriented: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
@@ -285,19 +296,20 @@ def _pack(settings: PackSettings) -> PackReport:
         raise ValueError(f"{manifest} exists; choose another folder for out, or delete this one first")
     pairs = find_pairs(settings.source)
     storage.check_writable(out)
-    plan = plan_shards(check_images(pairs), settings)
+    checked = check_images(pairs)
+    plan = plan_shards(checked, settings)
     _refuse_leftovers(out, plan)
     shards: list[ShardRecord] = []
     records: list[PairRecord] = []
     converted = 0
     for name, members in tqdm(plan.shards.items(), desc="writing", unit="shard"):
         tar, conversions = build_shard(members, plan)
-        storage.write_bytes(storage.join(out, name), tar)
+        _write_new(storage.join(out, name), tar)
         shards.append(shard_record(name, tar, members, plan))
         records += pair_records(name, tar, members, plan)
         converted += conversions
     write_manifest(out, shards, records)
-    return _report(out, pairs, plan, sum(shard.size for shard in shards), converted)
+    return _report(settings, checked, plan, sum(shard.size for shard in shards), converted)
 
 
 def _check(pair: Pair) -> CheckedPair | str:
@@ -305,12 +317,12 @@ def _check(pair: Pair) -> CheckedPair | str:
     faults, images = [], []
     for path in (pair.low, pair.high):
         try:
-            images.append(read_rgb(path))
+            images.append(read_image(path))
         except ValueError as error:
             faults.append(str(error))
     if faults:
         return "; ".join(faults)
-    low, high = images
+    low, high = (image.pixels for image in images)
     (height, width, _), (high_height, high_width, _) = low.shape, high.shape
     if low.shape != high.shape:
         return f"{pair.low} has {width}x{height} pixels but {pair.high} has {high_width}x{high_height}"
@@ -322,6 +334,7 @@ def _check(pair: Pair) -> CheckedPair | str:
         mean_luminance(high),
         perceptual_hash(low),
         perceptual_hash(high),
+        tuple(path for path, image in zip((pair.low, pair.high), images, strict=True) if not image.orientation_known),
     )
 
 
@@ -337,9 +350,20 @@ def _scene_names(keys: Sequence[str], pattern: str | None) -> list[str | None]:
 
 def _refuse_leftovers(out: str, plan: Plan) -> None:
     # A packing that was cut short leaves shards; a wildcard would read those that this one won't replace.
-    leftovers = [name for name in storage.listdir(out) if name.endswith(".tar") and name not in plan.shards]
+    present = storage.listdir(out)
+    leftovers = [name for name in present if name.endswith(".tar") and name not in plan.shards]
+    if PAIRS_NAME in present and not plan.shards.keys() <= set(present):  # it is written after all shards
+        leftovers.append(PAIRS_NAME)
     if leftovers:
         raise ValueError(f"{out} holds shards of another packing; delete them first:\n{listed(leftovers)}")
+
+
+def _write_new(url: str, tar: bytes) -> None:
+    """Write a shard, unless a packing that was cut short has: then it is the same to the byte."""
+    if not storage.exists(url):
+        storage.write_bytes(url, tar)
+    elif storage.read_bytes(url) != tar:
+        raise ValueError(f"{url} holds something else than this packing would; choose another folder or delete it")
 
 
 def _describe(one: CheckedPair, plan: Plan) -> bytes:
@@ -354,7 +378,10 @@ def _describe(one: CheckedPair, plan: Plan) -> bytes:
     return json.dumps(facts).encode()
 
 
-def _report(url: str, pairs: Sequence[Pair], plan: Plan, size: int, converted: int) -> PackReport:
+def _report(
+    settings: PackSettings, checked: Sequence[CheckedPair], plan: Plan, size: int, converted: int
+) -> PackReport:
+    pairs = [one.pair for one in checked]
     keys_of_test: dict[str, list[str]] = {}
     for pair in pairs:
         if pair.split == "test":
@@ -367,6 +394,8 @@ def _report(url: str, pairs: Sequence[Pair], plan: Plan, size: int, converted: i
         scenes=len(set(plan.scenes.values())),
         size=size,
         converted=converted,
+        unoriented=tuple(path for one in checked for path in one.unoriented),
+        uncut=_why_uncut(plan, counts, settings),
         near_duplicates=tuple(
             (pair.key, test) for pair in training for test in keys_of_test.get(plan.scenes[pair.key], [])
         ),
@@ -375,6 +404,17 @@ def _report(url: str, pairs: Sequence[Pair], plan: Plan, size: int, converted: i
             for pair in training
             if pair.low.parent.parent.name.lower() == "our485" and pair.low.stem in MISPAIRED_LOL_V1
         ),
-        url=url,
-        checksum=load_manifest(url).checksum,
+        url=settings.out,
+        checksum=load_manifest(settings.out).checksum,
+    )
+
+
+def _why_uncut(plan: Plan, counts: Mapping[str, int], settings: PackSettings) -> str | None:
+    if settings.dev_fraction == 0 or not counts["train"] or counts["dev"]:
+        return None
+    scenes = {plan.scenes[key] for key, split in plan.splits.items() if split == "train"}
+    why = "are one scene" if len(scenes) == 1 else "all show scenes of the test split"
+    return (
+        f"the {counts['train']} training pairs {why}. Name their scenes with --scene-pattern, lower "
+        f"--near-duplicate-bits (now {settings.near_duplicate_bits}) if they only look alike, or add more scenes"
     )

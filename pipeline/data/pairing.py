@@ -20,6 +20,10 @@ SPLITS: dict[str, Literal["train", "test"]] = {
     "train": "train", "training": "train", "training data": "train", "our485": "train",
     "test": "test", "testing": "test", "test data": "test", "eval": "test", "eval15": "test",
 }  # fmt: skip
+SYSTEM_FOLDERS = {
+    "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "__macosx",
+    "$recycle.bin", "system volume information", "lost+found",
+}  # fmt: skip
 VALIDATION = {"val", "valid", "validation", "dev"}
 LAYOUTS = """Layouts that are understood (names in any case, folders nested in any order):
   LOL-v1             our485/{low,high}/1.png  eval15/{low,high}/1.png
@@ -96,12 +100,17 @@ def match_pictures(folder: Path, keys: Iterable[str]) -> dict[str, Path]:
 
 
 def images_under(folder: Path) -> Iterator[Path]:
-    """Every image file under ``folder`` in a fixed order; hidden files (``._1.png``) are left out."""
+    """Every image file under ``folder`` in a fixed order.
+
+    Hidden files (``._1.png``) and hidden or system folders (``.thumbnails``, ``__MACOSX``) are left out. Links
+    are followed, but not back into a folder that leads to them.
+    """
     for parent, folders, names in os.walk(folder, followlinks=True):
-        folders.sort()
+        here = Path(parent)
+        folders[:] = sorted(name for name in folders if not _is_hidden(name) and not _is_loop(here / name, folder))
         for name in sorted(names):
-            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
-                yield Path(parent, name)
+            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not _is_hidden(name):
+                yield here / name
 
 
 def listed(names: Iterable[str]) -> str:
@@ -109,6 +118,21 @@ def listed(names: Iterable[str]) -> str:
     lines = [f"  {name}" for name in names]
     more = len(lines) - NAMES_SHOWN
     return "\n".join(lines[:NAMES_SHOWN] + ([f"  ... and {more} more"] if more > 0 else []))
+
+
+def unoriented_warning(paths: Sequence[Path]) -> str:
+    """What is said of images whose orientation can't be read."""
+    return f"WARNING: {len(paths)} images are taken as upright, since their orientation can't be read:\n" + listed(
+        str(path) for path in paths
+    )
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
+
+
+def _is_loop(path: Path, top: Path) -> bool:
+    return path.is_symlink() and any(path.samefile(above) for above in path.parents if above.is_relative_to(top))
 
 
 def _images_by_side(source: Path) -> tuple[dict[Place, Path], dict[Place, Path]]:

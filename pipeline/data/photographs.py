@@ -32,14 +32,14 @@ PHOTOGRAPHS = {
 class PhotographSettings(Settings):
     """Where the photographs go."""
 
-    out: Path = Field(description="Folder to write train/ and test/ photographs to.")
+    out: storage.LocalPath = Field(description="New or empty folder to write train/ and test/ photographs to.")
 
 
 def export_photographs(out: Path) -> int:
     """Write the photographs as RGB PNG below ``out/train`` and ``out/test``; gives their number.
 
     Raises:
-        ValueError: scikit-image is not installed, or its release lacks one of them.
+        ValueError: scikit-image is not installed, its release lacks one of them, or ``out`` holds something already.
     """
     spec = find_spec("skimage")
     if spec is None or spec.origin is None:
@@ -49,6 +49,8 @@ def export_photographs(out: Path) -> int:
     missing = [path.name for _, path in sources if not path.is_file()]
     if missing:
         raise ValueError(f"this release of scikit-image lacks {', '.join(missing)} in {data}; install 0.25 or later")
+    if storage.listdir(str(out)):
+        raise ValueError(f"out {out} is not empty; choose another folder, or empty it first")
     for split, path in tqdm(sources, desc="writing", unit="photo"):
         storage.write_bytes(str(out / split / f"{path.stem}.png"), encode_png(read_rgb(path)))
     return len(sources)

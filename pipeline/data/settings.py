@@ -1,5 +1,6 @@
 """Which data sets a run trains on, and how they are read."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -32,9 +33,10 @@ class DataSettings(Settings):
     on_bad_data: Literal["stop", "skip"] = Field(
         "stop", description="a broken image or shard stops the run, or is counted and replaced by the next good pair"
     )
-    cache: Annotated[Path, AfterValidator(_same_for_workers)] = Field(
-        Path("~/.cache/iaml-pipeline"),
-        description="folder on a disk of each node for shards from S3 and decoded images, shared by all runs",
+    cache: Annotated[Path, AfterValidator(_same_for_workers)] | None = Field(
+        None,
+        description="folder on a local disk of each node, in which iaml-cache is made for shards from S3 and decoded "
+        "images, shared by all runs; by default ~/.cache, or a temporary folder where ~/.cache is on no local disk",
     )
     cache_gib: float = Field(20.0, ge=0, description="most that the cache may hold, GiB; 0 does without")
     threads: int = Field(2, ge=1, description="threads on each worker that decode and cut crops ahead of training")
@@ -52,8 +54,8 @@ class DataSettings(Settings):
             raise ValueError("weights have no effect without extra_urls")
         if self.weights and len(self.weights) != len(self.urls):
             raise ValueError(f"weights: {len(self.weights)} are given for {len(self.urls)} data sets (url, extra_urls)")
-        if any(not 0 < weight < float("inf") for weight in self.weights):
-            raise ValueError(f"weights must be above 0 and finite, not {self.weights}")
+        if any(weight <= 0 for weight in self.weights) or not math.isfinite(sum(self.weights)):
+            raise ValueError(f"weights must be above 0 and their sum finite, not {self.weights}")
         if len(set(self.urls)) < len(self.urls):
             raise ValueError("extra_urls: a data set is given twice; use weights instead")
         if self.extra_urls and self.drop_last:

@@ -81,12 +81,14 @@ class Shard:
         images = []
         for side, data in zip(SIDES, self.image_bytes(sample), strict=True):
             try:
-                pixels, converted = decode_rgb(data)
+                image = decode_rgb(data)
             except ValueError as error:
                 raise BadDataError(f"{self.name}: {key}.{side}: {error}") from error
-            images.append(pixels)
-            if converted:
-                _say_converted()
+            images.append(image.pixels)
+            if image.converted:
+                _warn("some images are not 8-bit RGB (grey, palette, alpha or 16 bits); they are converted as read")
+            if not image.orientation_known:
+                _warn("the orientation of some images can't be read; they are taken as upright")
         low, clean = images
         if low.shape != clean.shape:
             raise BadDataError(f"{self.name}: {key}: its images differ in size, {low.shape[:2]} and {clean.shape[:2]}")
@@ -132,7 +134,6 @@ def _area(data: memoryview) -> int:
 
 
 @cache
-def _say_converted() -> None:
-    logger.warning(
-        "some images are not 8-bit RGB (grey, palette, alpha or 16 bits); they are converted as they are read"
-    )
+def _warn(message: str) -> None:
+    """Once, however many images it holds for."""
+    logger.warning(message)

@@ -1,7 +1,7 @@
 """A pool of evaluation actors that score a checkpoint together, and the hook that Ray Train calls.
 
 Ray Train runs ``Validation`` in a task of its own for each checkpoint, one after the other, while training
-goes on, and ranks the checkpoints by what it returns.
+goes on.
 """
 
 import math
@@ -29,7 +29,7 @@ from pipeline.evaluation.backbone import BackboneWeights
 from pipeline.evaluation.dispatch import Dispatch, Task
 from pipeline.evaluation.failures import MachineError
 from pipeline.evaluation.images import image_grid
-from pipeline.evaluation.results import EXTREMES, PICTURE, grid_file, pictures_folder, prune, score_of_images
+from pipeline.evaluation.results import EXTREMES, PICTURE, PICTURES, grid_file, pictures_folder, prune, score_of_images
 from pipeline.evaluation.scores import Table, scores_file
 from pipeline.evaluation.scoring import Row, Scorer, Shared, fit_gamma
 from pipeline.evaluation.settings import EvaluationSettings, Split
@@ -176,7 +176,7 @@ class Pool:
             for key, made in views.items():
                 for view, picture in made.items():
                     Image.fromarray(picture).save(Path(folder, f"{key}.{view}.{PICTURE}"), quality=QUALITY)
-            storage.upload_folder(Path(folder), storage.join(url, pictures_folder(self.split)))
+            storage.upload_folder(Path(folder), storage.join(url, pictures_folder(self.split)), stale=PICTURES)
         shown = [key for key in fixed if key in views]
         if shown:
             grid = image_grid([[views[key][view] for view in COLUMNS] for key in shown], list(COLUMNS.values()), shown)
@@ -197,18 +197,17 @@ class Validation:
     pool: Pool
 
     def __call__(self, checkpoint: ray.train.Checkpoint) -> dict[str, float]:
-        """The score that ranks the checkpoint; one that is not finite leaves it behind all others."""
+        """Score the checkpoint; Ray Train, which has no use for scores, gets none."""
         try:
-            score = self.score(storage.join(self.config.run.url, storage.name_of(checkpoint.path)))
+            self.score(storage.join(self.config.run.url, storage.name_of(checkpoint.path)))
         except JobInterruptedError:
-            return {}  # it is scored when the run continues
+            pass  # it is scored when the run continues
         except MachineError as error:
-            say(str(error))
-            return {}  # it is scored when training is over
-        return {self.config.checkpoint.ranking: score} if math.isfinite(score) else {}
+            say(str(error))  # it is scored when training is over
+        return {}
 
-    def score(self, url: str) -> float:
-        """Score the run's checkpoint at ``url``; returns the score that ranks it."""
+    def score(self, url: str) -> None:
+        """Score the run's checkpoint at ``url``."""
         began = time.monotonic()
         scored = self.pool.score(url)
         self.pool.tell(self.config.run.name, scored, time.monotonic() - began)
@@ -216,7 +215,6 @@ class Validation:
         table = scores.put_together(self.config.run.url)
         prune(self.config, table[table["data"] == self.pool.data])
         say(f"{storage.name_of(url)} scored: {self.config.checkpoint.ranking} {score:.4f}")
-        return score
 
 
 def _step_of(url: str) -> int:

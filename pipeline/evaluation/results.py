@@ -21,6 +21,7 @@ from pipeline.training.monitor import read_metrics, say_once
 VIEWS = ("low", "gamma", "enhanced", "clean", "error")  # of an image, as pictures show it
 BRIGHTEST_ERROR = 0.5  # mean difference over the channels at which the map of errors ends
 PICTURE = "webp"
+PICTURES = rf".+\.({'|'.join(VIEWS)})\.{PICTURE}"  # names of all that there may be
 EXTREMES = 2  # best and worst images, of which there are pictures
 
 

@@ -19,11 +19,9 @@ Columns:
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.checkpoint import step_of
@@ -44,8 +42,6 @@ SCHEMA = pa.schema(
 )
 METHODS = ("input", "gamma", "student", "averaged", "images")  # in the order of tables
 BASELINES = ("input", "gamma")  # the same for every checkpoint
-RESAMPLES = 5_000
-LEVEL = 0.95
 
 Table: TypeAlias = pd.DataFrame
 Column = tuple[str, str]  # a column of means: protocol and metric
@@ -170,25 +166,6 @@ def alike(table: Table, like: Table) -> Table:
 def means_of_newest(split: Table, like: Table, count: int) -> list[Table]:
     """``means`` of each of the newest ``count`` checkpoints in ``split`` that were scored as ``like`` was."""
     return [means(table) for _, table in list(alike(split, like).groupby("step"))[-count:]]  # oldest first
-
-
-def difference_interval(differences: NDArray[np.float64]) -> tuple[float, float]:
-    """Bootstrap interval (95%, percentiles) of a mean of paired differences.
-
-    Images are drawn with replacement, and so are seeds where there are several.
-
-    Args:
-        differences: float64 [seeds, images].
-    """
-    draw = np.random.default_rng(0)
-    seeds, images = differences.shape
-    resampled = [
-        differences[np.ix_(draw.integers(0, seeds, seeds), draw.integers(0, images, images))].mean()
-        for _ in range(RESAMPLES)
-    ]
-    # not interpolated, since a PSNR may be infinite
-    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="inverted_cdf")
-    return float(low), float(high)
 
 
 def _kind(table: Table) -> set[tuple[str, ...]]:

@@ -1,5 +1,6 @@
 """The settings of evaluation."""
 
+import re
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
@@ -17,14 +18,16 @@ PRECISION = "float32"  # in which all is scored, without TF32
 
 
 def _file_or_url(text: str) -> str:
-    if not text.startswith(("http://", "https://")):
+    if not re.match(r"https?:", text, re.IGNORECASE):
         return absolute(text)
     parts = urlsplit(text)
+    if not parts.netloc:
+        raise ValueError(f"{text}: misspelt; write https://host/file")
     if parts.query or "@" in parts.netloc:  # settings are printed and stored, and nothing in them may be a secret
         raise ValueError(
             "must not bear a query or a password, which would be stored with the run: fetch the file first"
         )
-    return text
+    return parts.scheme + text[len(parts.scheme) :]
 
 
 class EvaluationSettings(Settings):

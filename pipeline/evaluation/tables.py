@@ -2,17 +2,31 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from pipeline.evaluation import scores
+from pipeline.evaluation.intervals import LEVEL, Difference, differences_to_first
 from pipeline.evaluation.scores import Column, Table
 
 FORMATS = {"psnr": ("PSNR dB", ".2f"), "ssim": ("SSIM", ".4f"), "lpips": ("LPIPS", ".4f")}
 LPIPS_DIGITS = 8  # of the weights' checksum
 NAMES_SHOWN = 5
+
+
+class Cell(str):
+    """A cell's text that also knows, unrounded, what numbers it shows and what they are of."""
+
+    of: Mapping[str, str]
+    numbers: Mapping[str, float]
+
+    def __new__(cls, text: str, of: Mapping[str, str], **numbers: float) -> Self:
+        """The text, with what it is of (method, protocol, metric) and its numbers by name."""
+        cell = super().__new__(cls, text)
+        cell.of, cell.numbers = of, numbers
+        return cell
 
 
 @dataclass(frozen=True)
@@ -61,17 +75,18 @@ def candidates_table(candidates: Mapping[str, Table]) -> TextTable:
     Raises:
         ValueError: their data, images or protocols differ.
     """
-    first, *others = candidates.values()
+    first = next(iter(candidates.values()))
     for name, other in candidates.items():
         _check_comparable(name, first, other)
     together = pd.concat(candidates.values())
     columns = shown_columns(together)
     rows = [[name, *_cells(scores.means(table).iloc[0], columns)] for name, table in candidates.items()]
-    for name, other in list(candidates.items())[1:]:
-        cells = [_difference([_paired(first, other, column)], column[1]) for column in columns]
-        rows.append([f"{name} minus the first", *cells])
+    alone = {name: {0: table} for name, table in candidates.items()}
+    found = {column: _differences(alone, column) for column in columns}
+    for name in list(candidates)[1:]:
+        rows.append([f"{name} minus the first", *(_difference(found[column][name], column) for column in columns)])
     missing = dict.fromkeys(note for table in candidates.values() for note in notes(table))
-    how = ["differences: mean over the images [95% bootstrap interval over the images]"] if others else []
+    how = [_how(each) for each in list(found.values())[:1] if each]
     return TextTable(heading(together, checkpoint=False), ["", *column_titles(columns)], rows, [*missing, *how])
 
 
@@ -91,17 +106,18 @@ def arms_table(arms: Mapping[str, Mapping[int, Table]], of: str) -> TextTable:
             _check_comparable(name, runs[0], table)
     together = pd.concat(runs)
     columns = shown_columns(together)
-    first, *_ = arms.values()
+    found = {column: _differences(arms, column) for column in columns}
     rows = []
     for name, tables in arms.items():
         cells = [str(len(tables))]
         for column in columns:
-            cells += [_mean_and_deviation(tables, column), _arm_difference(first, tables, column)]
+            difference = found[column].get(name)
+            cells += [_mean_and_deviation(tables, column), _difference(difference, column) if difference else ""]
         rows.append([name, *cells])
     titles = [title for name in column_titles(columns) for title in (name, "minus the first")]
-    how = "mean ± standard deviation over seeds; differences: mean [95% bootstrap interval over images and seeds]"
+    how = ["mean ± standard deviation over seeds", *(_how(each) for each in list(found.values())[:1] if each)]
     head = f"{of}, {heading(together, checkpoint=False)}"
-    return TextTable(head, ["arm", "seeds", *titles], rows, [*notes(together), how])
+    return TextTable(head, ["arm", "seeds", *titles], rows, [*notes(together), "; ".join(how)])
 
 
 def heading(table: Table, *, checkpoint: bool = True) -> str:
@@ -146,15 +162,23 @@ def column_titles(columns: Sequence[Column]) -> list[str]:
     ]
 
 
-def _cells(values: pd.Series, columns: Sequence[Column]) -> list[str]:
-    return [format(values.get(column, float("nan")), FORMATS[column[1]][1]) for column in columns]
+def _cells(values: pd.Series, columns: Sequence[Column]) -> list[Cell]:
+    cells = []
+    for protocol, metric in columns:
+        mean = float(values.get((protocol, metric), float("nan")))
+        of = {"method": str(values.name), "protocol": protocol, "metric": metric}
+        cells.append(Cell(format(mean, FORMATS[metric][1]), of, mean=mean))
+    return cells
 
 
-def _paired(first: Table, other: Table, column: Column) -> NDArray[np.float64]:
-    """Differences of the two tables' values, image by image in the order of their keys."""
-    one, two = (_by_image(table, column).sort_index().to_numpy() for table in (first, other))
-    differences: NDArray[np.float64] = np.subtract(two, one, out=np.zeros_like(two), where=one != two)  # inf - inf: 0
-    return differences
+def _differences(arms: Mapping[str, Mapping[int, Table]], column: Column) -> dict[str, Difference]:
+    """The arms' differences to the first, their values paired by seed and image."""
+    return differences_to_first(
+        {
+            name: {seed: _by_image(table, column).sort_index().to_numpy() for seed, table in tables.items()}
+            for name, tables in arms.items()
+        }
+    )
 
 
 def _by_image(table: Table, column: Column) -> pd.Series:
@@ -162,11 +186,22 @@ def _by_image(table: Table, column: Column) -> pd.Series:
     return rows.set_index("key")["value"]
 
 
-def _difference(differences: Sequence[NDArray[np.float64]], metric: str) -> str:
-    stacked = np.stack(differences)
-    low, high = scores.difference_interval(stacked)
+def _difference(difference: Difference, column: Column) -> Cell:
+    protocol, metric = column
     style = "+" + FORMATS[metric][1]
-    return f"{stacked.mean():{style}} [{low:{style}}, {high:{style}}]"
+    mean, low, high = (format(value, style) for value in (difference.mean, difference.low, difference.high))
+    text = mean if np.isnan(difference.low) else f"{mean} [{low}, {high}]"
+    of = {"protocol": protocol, "metric": metric}
+    return Cell(text, of, mean=difference.mean, low=difference.low, high=difference.high)
+
+
+def _how(differences: Mapping[str, Difference]) -> str:
+    """What the differences of a column are."""
+    seeds = {difference.seeds for difference in differences.values()}
+    over = "images" if seeds == {1} else "seeds and images"
+    together = f", which holds for all {len(differences)} of a column together" if len(differences) > 1 else ""
+    single = "; one seed says nothing of others" if 1 in seeds else ""
+    return f"differences: mean [{LEVEL:.0%} t interval over {over}{together}]{single}"
 
 
 def _mean_and_deviation(tables: Mapping[int, Table], column: Column) -> str:
@@ -174,13 +209,6 @@ def _mean_and_deviation(tables: Mapping[int, Table], column: Column) -> str:
     values = np.array([_by_image(table, column).mean(skipna=False) for table in tables.values()])
     deviation = f" ± {values.std(ddof=1):{style}}" if len(values) > 1 else ""
     return f"{values.mean():{style}}{deviation}"
-
-
-def _arm_difference(first: Mapping[int, Table], tables: Mapping[int, Table], column: Column) -> str:
-    seeds = sorted(first.keys() & tables.keys())
-    if tables is first or not seeds:
-        return ""
-    return _difference([_paired(first[seed], tables[seed], column) for seed in seeds], column[1])
 
 
 def _check_comparable(name: str, first: Table, other: Table) -> None:

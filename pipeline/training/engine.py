@@ -73,8 +73,6 @@ class Engine:
         self._settings = settings
         self._trained = {name: value for name, value in task.named_parameters() if value.requires_grad}
         self._device = next(task.parameters()).device
-        if settings.channels_last:
-            task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         # only DeepSpeed's inference uses this operator, which each CPU worker would compile when it starts
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._engine, *_ = deepspeed.initialize(
@@ -155,6 +153,7 @@ class Engine:
         return adam
 
     def _images(self, batch: Tensor) -> Tensor:
+        # feature maps keep the images' layout; the weights, which DeepSpeed broadcasts and flattens, stay contiguous
         layout = torch.channels_last if self._settings.channels_last else torch.contiguous_format
         images = batch.to(self._device, non_blocking=True)
         return images.to(torch.float32, memory_format=layout).div_(255)

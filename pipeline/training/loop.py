@@ -10,11 +10,12 @@ when told to make way: write a checkpoint and return
 
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ray.train
+import ray.train.collective
 import ray.train.torch
 import torch
 import torch.distributed as dist
@@ -24,49 +25,54 @@ from iaml import TeacherStudent
 from pipeline import checkpoint, storage
 from pipeline.checkpoint import Progress
 from pipeline.config import Config
-from pipeline.data.loader import Batch, Loader
+from pipeline.data.loader import Loader
 from pipeline.data.manifest import load_manifest
 from pipeline.data.order import Share
-from pipeline.data.shard import BadDataError
 from pipeline.telemetry import Telemetry
 from pipeline.training import placement
 from pipeline.training.engine import Engine, StepResult
 from pipeline.training.monitor import Monitor, say
 from pipeline.training.notices import Notices
 
-Step = tuple[int, list[Batch]]
 NOT_FINITE = (
     "steps in a row (train.nonfinite_limit) had a loss or gradient that is not finite; lower optimizer.learning_rate, "
     "set optimizer.clip, or inspect the data, under another run.name"
 )
-WORST = 1e9  # ranks a checkpoint below all others until its scores are in; Ray keeps metrics as JSON without infinity
 
 
 def train(settings: dict[str, Any]) -> None:
     """Train one worker's share of a run; every worker of the group runs this.
 
-    Bad data, and too many steps in a row that are not finite, end the run early. The reason is stored with it, since
-    workers that were started again would come to the same end.
+    What the user must change (a ``ValueError``, such as bad data), and too many steps in a row that are not finite, end
+    the run early. The reason is stored with it, since workers that were started again would come to the same end.
 
     Args:
         settings: ``config`` (the run's settings) and ``provenance`` (stored with each checkpoint).
     """
     logging.getLogger().setLevel(logging.WARNING)  # Ray logs each report, which the monitor has said already
     config = Config.model_validate(settings["config"])
-    context = ray.train.get_context()
-    share = Share(context.get_world_rank(), context.get_world_size(), config.micro_batch, config.train.accumulation)
     if storage.exists(storage.join(config.run.url, checkpoint.STOPPED)):
         return
+    try:
+        _train(config, settings["provenance"])
+    except ValueError as error:
+        _stop(config.run.url, " ".join(str(error).split()))
+        raise
+
+
+def _train(config: Config, provenance: dict[str, Any]) -> None:
+    context = ray.train.get_context()
+    share = Share(context.get_world_rank(), context.get_world_size(), config.micro_batch, config.train.accumulation)
     device = ray.train.torch.get_device()
     task, engine, progress = _build(config, device)
     loader = Loader([load_manifest(url) for url in config.data.urls], config.data, share, config.run.seed)
-    reporter = _Reporter(config, settings["provenance"], progress) if share.rank == 0 else None
+    reporter = _Reporter(config, provenance, progress) if share.rank == 0 else None
     places = placement.gather()
     if reporter:
         _say_all([*placement.describe(places), *(str(stream.cache) for stream in loader.streams if stream.cache)])
     window, notices = _Window(), Notices(share.rank, device)
     telemetry = Telemetry(run=config.run.name, rank=str(share.rank))
-    for step, batches in _until_bad_data(loader.steps(progress.step, config.train.steps), config.run.url):
+    for step, batches in loader.steps(progress.step, config.train.steps):
         checkpoint.seed_random_numbers(config.run.seed, step, share.rank)
         rate = config.optimizer.rate_at(step, config.train.steps)
         result = engine.step([batch.on(device) for batch in batches], rate)
@@ -101,21 +107,26 @@ def _build(config: Config, device: torch.device) -> tuple[TeacherStudent, Engine
     """The method and its engine, with the state of the newest checkpoint or fresh from the seed."""
     torch.manual_seed(config.run.seed)
     task = TeacherStudent(config.network, config.objective, config.teacher)
-    newest = _newest_checkpoint(config.run.url)
+    rank = ray.train.get_context().get_world_rank()
+    newest = _newest_checkpoint(config.run.url, rank)
     progress = checkpoint.load_weights(newest, task) if newest else Progress()
     task.to(device)
     engine = Engine(task, config.optimizer, config.micro_batch, config.train.accumulation)
     if newest:
         engine.load_optimizer_state(checkpoint.load_optimizer(newest), progress.updates)
-        if ray.train.get_context().get_world_rank() == 0:
+        if rank == 0:
             say(f"continuing from {newest} at step {progress.step}")
     return task, engine, progress
 
 
-def _newest_checkpoint(run: str) -> str | None:
-    """The checkpoint to continue from: Ray's latest or, where Ray has lost count, the newest whole one."""
-    latest = ray.train.get_checkpoint()
-    return storage.join(run, storage.name_of(latest.path)) if latest else checkpoint.newest(run)
+def _newest_checkpoint(run: str, rank: int) -> str | None:
+    """The checkpoint to continue from, which rank 0 finds for all: what Ray knows may be gone, or not the newest."""
+    newest = None
+    if rank == 0:
+        newest = checkpoint.newest(run, say)
+        checkpoint.set_aside_after(run, checkpoint.read_progress(newest).step if newest else 0)
+    found: str | None = ray.train.collective.broadcast_from_rank_zero(newest)
+    return found
 
 
 def _write_checkpoint(
@@ -127,15 +138,6 @@ def _write_checkpoint(
         reporter.write_checkpoint(task, optimizer, progress, prefix)
     else:
         ray.train.report({}, checkpoint_dir_name=checkpoint.name_at(progress.step, prefix))
-
-
-def _until_bad_data(steps: Iterator[Step], run: str) -> Iterator[Step]:
-    """The steps; where data can't be read, the reason is noted before the worker fails."""
-    try:
-        yield from steps
-    except BadDataError as error:
-        _stop(run, str(error))
-        raise
 
 
 def _stop(run: str, reason: str) -> None:
@@ -191,9 +193,8 @@ class _Reporter:
         name = checkpoint.name_at(progress.step, prefix)
         with tempfile.TemporaryDirectory() as folder:
             checkpoint.write(Path(folder), task, optimizer, progress, self._config, self._provenance)
-            unscored = -WORST if self._config.checkpoint.higher_is_better else WORST
             ray.train.report(
-                {"step": progress.step, self._config.checkpoint.ranking: unscored},
+                {},
                 checkpoint=ray.train.Checkpoint.from_directory(folder),
                 checkpoint_dir_name=name,
                 checkpoint_upload_fn=self._upload,
@@ -207,7 +208,8 @@ class _Reporter:
         say(f"checkpoint {storage.join(self._config.run.url, name)}")
 
     def _upload(self, local: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-        storage.upload_folder(Path(local.path), storage.join(self._config.run.url, name), last=checkpoint.STATE)
+        url = storage.join(self._config.run.url, name)
+        storage.upload_folder(Path(local.path), url, last=checkpoint.STATE, stale=checkpoint.SCORED)
         place = ray.train.get_context().get_storage()
         return ray.train.Checkpoint(f"{place.experiment_fs_path}/{name}", filesystem=place.storage_filesystem)
 

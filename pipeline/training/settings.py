@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from iaml import Settings
+from iaml.settings import Seed, Settings
 from pipeline.storage import Url, join
 
 
@@ -22,7 +22,7 @@ class RunSettings(Settings):
     workers: int = Field(1, ge=1, description="training workers, one for each GPU where GPUs are used")
     use_gpu: bool | None = Field(None, description="train on GPUs; by default if the cluster has one for each worker")
     cpus_per_worker: int = Field(1, ge=1, description="CPU cores of each worker")
-    seed: int = Field(0, ge=0, description="fixes initial weights, sample order and augmentation")
+    seed: Seed = Field(0, description="fixes initial weights, sample order and augmentation")
     max_failures: int = Field(3, ge=0, description="lost workers or nodes after which the run gives up")
 
     @property
@@ -71,7 +71,7 @@ class CheckpointSettings(Settings):
 
     @property
     def ranking(self) -> str:
-        """The name that the ranking score bears among Ray Train's metrics."""
+        """What the ranking score is called where it is shown."""
         return f"{self.split}_{self.weights}_{self.metric}"
 
 

@@ -99,7 +99,7 @@ def compare(root: Path, data: str, workers: int, training: list[int], evaluation
 def speed(root: Path, data: str, workers: int, training: list[int], evaluation: list[int]) -> float:
     """Images per second of a run: the median over the stretches after the first steps."""
     config = settings(root, data, workers)
-    storage.delete(config.run.url)
+    storage.delete_folder(config.run.url)
     manifests = [load_manifest(data)]
     OnCores.cores = evaluation
     launch.Validation = OnCores  # type: ignore[misc]

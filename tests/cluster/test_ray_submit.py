@@ -43,6 +43,7 @@ def test_places_that_would_be_the_jobs_own_are_refused(submit: ModuleType, comma
 def test_places_that_all_nodes_may_see_are_not(submit: ModuleType) -> None:
     places = "--data.url s3://bucket/a_b --run.storage=/runs --data.extra-urls [s3://a,/b] --compare ~/a file:///b"
     submit.check_places(["python", "pipeline/train.py", "--config", "lol_v1", *places.split(), "--run.name", "a"])
+    submit.check_places(["python", "pipeline/pack.py", "--source", "/my set, [clean] # 1", "--out", "s3://bucket/a b"])
 
 
 def test_what_is_not_code_is_not_uploaded(submit: ModuleType, tmp_path: Path) -> None:

@@ -29,6 +29,34 @@ def printed(*options: str, command: list[str] = TRAIN) -> str:
     return done.stdout
 
 
+def start_ray_node(folder: Path, job: str) -> subprocess.CompletedProcess[str]:
+    """Run the part of the job's script that starts Ray on a node, with a Ray that ends at once."""
+    (folder.parent / "ray").write_text("#!/bin/sh\n")
+    (folder.parent / "ray").chmod(0o755)
+    slurm = {"SLURM_JOB_ID": job, "SLURM_NODEID": "0", "SLURM_CPUS_ON_NODE": "1", "SLURM_LAUNCH_NODE_IPADDR": "n1"}
+    path = f"{folder.parent}:{os.environ['PATH']}"
+    script = "source <(sed -n '/^ray_node()/,/^}/p' cluster/slurm/job.sh); ray_node"
+    return subprocess.run(
+        ["bash", "-c", script],
+        cwd=ROOT,
+        env={"PATH": path, "RAY_FOLDER": str(folder), "PORT": "20000", "LOST": "76", **slurm},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_node_deletes_what_its_own_job_left_there_and_nothing_else(tmp_path):
+    folder = tmp_path / "node"
+    folder.mkdir()
+    (folder / "notes").write_text("a user's")
+    (folder / "job-12").touch()  # that of another job
+    refused = start_ray_node(folder, "123")
+    assert refused.returncode == 1 and "File exists" in refused.stderr
+    assert {path.name for path in folder.iterdir()} == {"notes", "job-12"}
+    started = start_ray_node(folder, "12")
+    assert "Ray ended" in started.stdout and not folder.exists()
+
+
 def header_of(script: str) -> list[str]:
     """Options of sbatch, in the order in which it reads them."""
     lines = script.splitlines()

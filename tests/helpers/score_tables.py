@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline import checkpoint, storage
 from pipeline.config import Config
 from pipeline.evaluation import scores
@@ -70,3 +73,12 @@ def make_run(folder: Path | str, psnr: Mapping[int, float | None], *, steps: int
 def write_scores(run: str, step: int, table: Table, split: Split = "dev") -> None:
     """Add the scores of a run's checkpoint on a split."""
     scores.store(storage.join(run, checkpoint.name_at(step), scores.scores_file(split)), table)
+
+
+def draw_arms(draw: np.random.Generator, arms: int, seeds: int, images: int) -> NDArray[np.float64]:
+    """PSNR of equal arms, float64 [arms, seeds, images], with noise over seeds, over images and over both."""
+    # standard deviations of a difference in dB, which are not the same in all studies
+    over_seeds, over_images, rest = draw.uniform((0.1, 0, 0.3), (0.5, 2, 1)) / np.sqrt(2)
+    values = 20 + 3 * draw.normal(size=images) + over_seeds * draw.normal(size=(arms, seeds, 1))
+    values = values + over_images * draw.normal(size=(arms, 1, images))
+    return values + rest * draw.normal(size=(arms, seeds, images))

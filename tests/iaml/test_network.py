@@ -4,7 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from iaml import AutoEncoder, NetworkSettings
+from iaml import AutoEncoder, NetworkSettings, TeacherStudent
 
 
 def parameters(module):
@@ -58,3 +58,32 @@ def test_head_bounds_the_output(head):
 def test_width_is_checked(width):
     with pytest.raises(ValidationError, match="width"):
         NetworkSettings(width=width)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (torch.rand(1, 3, 100, 64), "multiples of 32, not 100 and 64; iaml.enhance takes any size"),
+        (torch.rand(1, 3, 64, 33), "multiples of 32, not 64 and 33; iaml.enhance"),
+        (torch.rand(1, 3, 0, 64), "multiples of 32, not 0 and 64"),
+        (torch.rand(3, 64, 64), r"must be RGB of shape \(B, 3, H, W\), not \(3, 64, 64\)"),
+        (torch.rand(1, 1, 64, 64), r"must be RGB of shape \(B, 3, H, W\), not \(1, 1, 64, 64\)"),
+        (torch.rand(1, 64, 64, 3), r"must be RGB of shape .* not \(1, 64, 64, 3\)"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "must be float in .0, 1., not torch.uint8; divide .* by 255"),
+    ],
+)
+@pytest.mark.parametrize("module", [AutoEncoder, TeacherStudent])
+def test_images_that_the_network_cannot_take_are_refused_in_words(module, image, message):
+    network = module(NetworkSettings(width=1 / 16))
+    with pytest.raises(ValueError, match=f"^image: .*{message}"):
+        network(*[image] * (2 if module is TeacherStudent else 1))
+
+
+@pytest.mark.slow
+def test_the_network_can_be_exported_for_any_number_of_images():
+    network = AutoEncoder(NetworkSettings(width=1 / 16)).eval()
+    exported = torch.export.export(
+        network, (torch.rand(2, 3, 32, 64),), dynamic_shapes=({0: torch.export.Dim("images")},)
+    )
+    images = torch.rand(3, 3, 32, 64)
+    assert torch.allclose(exported.module()(images), network(images), atol=1e-6)

@@ -1,7 +1,10 @@
 """Checkpoints: they hold all that advances, load without pickle, and count only when whole."""
 
 import dataclasses
+import functools
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,7 @@ def make_config(run: Path) -> Config:
     )
 
 
+@functools.cache
 def trained_task() -> TeacherStudent:
     torch.manual_seed(0)
     task = TeacherStudent(NETWORK, teacher=TeacherSettings(norm="separate"))
@@ -91,6 +95,87 @@ def test_a_checkpoint_in_part_does_not_count(written, missing):
     assert checkpoint.complete_checkpoints(run) == [url]
     storage.delete(storage.join(url, missing))
     assert checkpoint.complete_checkpoints(run) == []
+
+
+def test_a_users_copy_is_neither_counted_nor_thinned_out_with_the_runs_own(written):
+    run, url, _ = written
+    copies = [f"{url}-best", f"{run}/checkpoint-2", f"{run}/{checkpoint.INTERIM}00000002.kept"]
+    for copy in copies:
+        shutil.copytree(url, copy)
+    storage.write_text(f"{url}/notes.txt", "a user's")
+    assert checkpoint.complete_checkpoints(run) == [url]
+    assert checkpoint.complete_checkpoints(run, checkpoint.INTERIM) == []
+    checkpoint.delete_weights(url)
+    assert storage.listdir(url) == ["notes.txt", "provenance.json", "settings.yaml", "state.json"]
+    assert all(storage.exists(f"{copy}/{name}") for copy in copies for name in checkpoint.WEIGHT_FILES)
+
+
+@pytest.fixture
+def three(written):
+    """A run with whole checkpoints after 2, 3 and 4 steps, the second one an interim one; their URLs, oldest first."""
+    run, url, _ = written
+    urls = [url, storage.join(run, checkpoint.name_at(3, checkpoint.INTERIM)), storage.join(run, checkpoint.name_at(4))]
+    for other in urls[1:]:
+        shutil.copytree(url, other)
+        storage.write_text(storage.join(other, "scores-dev.parquet"), "")
+    return run, urls
+
+
+def cut_off(url: str) -> None:
+    storage.write_bytes(url, storage.read_bytes(url)[:-1])
+
+
+def flip_a_bit(url: str) -> None:
+    data = bytearray(storage.read_bytes(url))
+    data[len(data) // 2] ^= 1
+    storage.write_bytes(url, data)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("student.safetensors", flip_a_bit),
+        ("teacher.safetensors", storage.delete),
+        ("optimizer.safetensors", cut_off),
+        *(("state.json", damage) for damage in (cut_off, storage.delete, flip_a_bit)),
+    ],
+)
+def test_the_newest_checkpoint_whose_files_are_as_written_is_found(three, name, damage):
+    run, (first, interim, last) = three
+    assert checkpoint.newest(run, pytest.fail) == last
+    storage.delete_folder(first)  # which nobody misses
+    assert checkpoint.newest(run, pytest.fail) == last
+    told = []
+    damage(storage.join(last, name))
+    assert checkpoint.newest(run, told.append) == interim
+    assert len(told) == 1 and re.match(rf"{last}.*{name}.*; this checkpoint is passed over$", told[0])
+    storage.delete_folder(interim)
+    assert checkpoint.newest(run, told.append) is None
+
+
+def test_weights_that_are_not_what_was_written_are_not_loaded(written):
+    _, url, task = written
+    flip_a_bit(storage.join(url, checkpoint.STUDENT))
+    with pytest.raises(checkpoint.DamagedCheckpointError, match=r"student.safetensors: is damaged"):
+        checkpoint.load_weights(url, task)
+    with pytest.raises(checkpoint.DamagedCheckpointError, match=r"student.safetensors: is damaged"):
+        checkpoint.load_candidates(url, NETWORK)
+
+
+def test_a_run_is_not_continued_from_weights_that_nothing_vouches_for(written):
+    run, url, _ = written
+    storage.write_text(storage.join(url, checkpoint.STATE), '{"step": 2}')
+    with pytest.raises(ValueError, match=r"00000002: state.json has no checksums, as an older version"):
+        checkpoint.newest(run, pytest.fail)
+
+
+def test_checkpoints_past_the_step_that_a_run_continues_from_count_no_longer(three):
+    run, (first, interim, last) = three
+    checkpoint.set_aside_after(run, 2)
+    assert checkpoint.newest(run, lambda line: None) == first
+    for url in (interim, last):
+        assert {*checkpoint.WEIGHT_FILES, checkpoint.SETTINGS} <= set(storage.listdir(url))
+        assert not {checkpoint.STATE, "scores-dev.parquet"} & set(storage.listdir(url))
 
 
 def test_missing_weights_are_named(written):

@@ -1,9 +1,13 @@
 """The settings of scoring: one thing to do, on which data, and by whose settings."""
 
+import json
+import sys
+
 import pytest
 from pydantic import ValidationError
 from score_tables import make_run
 
+from pipeline import evaluate
 from pipeline.evaluate import EvaluateSettings, data_url, evaluation_settings, load_data, unique
 from pipeline.evaluation.candidates import Candidate
 from pipeline.evaluation.settings import EvaluationSettings
@@ -91,3 +95,47 @@ def test_pictures_alone_are_scored_by_the_defaults(candidate):
 
 def test_names_that_are_not_unique_are_numbered():
     assert unique(["a", "b", "a", "c"]) == ["a (1)", "b", "a (3)", "c"]
+
+
+@pytest.fixture
+def evaluated(tmp_path, monkeypatch):
+    """Runs the command on two checkpoints whose scores are there, and returns what it writes for programs."""
+    run = make_run(tmp_path, {4: 20.0, 5: 21.5})
+    monkeypatch.setattr(evaluate, "load_data", lambda settings, found: None)
+    monkeypatch.setattr(evaluate, "evaluate", lambda settings, found, manifest: [each.table("dev") for each in found])
+    file = tmp_path / "made/for # it/scores.json"
+
+    def evaluated(*options):
+        options = [option.replace("RUN", run) for option in options]
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *options, "--json", str(file)])
+        evaluate.main()
+        return json.loads(file.read_text())
+
+    return evaluated
+
+
+def test_the_printed_table_is_written_for_programs(evaluated, capsys):
+    document = evaluated("--checkpoint", "RUN/checkpoint-00000004")
+    assert document["checkpoints"] == {"run/checkpoint-00000004": "checkpoint-00000004"}
+    means = {(each["row"], each["metric"]): each["mean"] for each in document["numbers"]}
+    assert means["student", "psnr"] == 20.0 and means["averaged", "lpips"] == -20.0
+    assert len(means) == 3 * 2
+    printed = capsys.readouterr().out
+    assert all(f"{mean:.2f}" in printed for mean in means.values())
+
+
+def test_a_comparison_is_written_with_its_differences(evaluated):
+    document = evaluated("--compare", "RUN/checkpoint-00000004", "RUN/checkpoint-00000005")
+    (difference,) = (each for each in document["numbers"] if "low" in each and each["metric"] == "psnr")
+    assert difference["row"] == "run/checkpoint-00000005 minus the first"
+    assert (difference["mean"], difference["low"], difference["high"]) == (1.5, 1.5, 1.5)
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_before_anything_is_scored(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(evaluate.Candidate, "find", None)
+    for option in ("--json", "--out"):
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", "--checkpoint", "x", option, str(tmp_path / "file/scores")])
+        with pytest.raises(SystemExit):
+            evaluate.main()
+        assert f"{tmp_path}/file: cannot be written to" in capsys.readouterr().err

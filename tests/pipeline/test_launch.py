@@ -27,14 +27,18 @@ def data_set(folder: Path, **clean: str) -> str:
     write_manifest(
         str(folder), [ShardRecord(f"{split}-000000.tar", split, 1, 1, "0" * 64, 1) for split in splits], pairs
     )
+    for split in splits:
+        (folder / f"{split}-000000.tar").touch()
     return str(folder)
 
 
-def config(url: str, *extra: str, runs: Path | str = "/nowhere", **train: object) -> Config:
+def config(
+    url: str, *extra: str, runs: Path | str = "/nowhere", data: dict[str, object] | None = None, **train: object
+) -> Config:
     return Config.model_validate(
         {
             "run": {"name": "r", "storage": str(runs)},
-            "data": {"url": url, "extra_urls": extra},
+            "data": {"url": url, "extra_urls": extra} | (data or {}),
             "train": {"steps": 4} | train,
         }
     )

@@ -34,6 +34,14 @@ def test_a_node_that_sees_what_the_driver_sees_has_no_problems(tmp_path: Path) -
     )
 
 
+def test_a_cache_folder_that_is_not_the_caches_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / "iaml-cache").mkdir()
+    (tmp_path / "iaml-cache/notes").touch()
+    (found,) = problems_of(cache=tmp_path)
+    assert found.startswith(f"{tmp_path}/iaml-cache holds somebody else's files; move them away; or choose another")
+    assert [path.name for path in tmp_path.rglob("*")] == ["iaml-cache", "notes"]
+
+
 def test_a_folder_of_the_nodes_own_is_not_the_drivers_though_it_has_its_name(tmp_path: Path) -> None:
     for runs in (tmp_path, tmp_path / "not-mounted"):
         (found,) = problems_of(runs=runs)

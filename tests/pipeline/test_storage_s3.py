@@ -85,8 +85,8 @@ def test_objects_and_folders_behave_like_local_ones(root, tmp_path):
         assert storage.exists(f"{place}/run/settings.yaml")
         assert storage.exists(f"{place}/run/deep")
         assert not storage.exists(f"{place}/ru")
-        storage.delete(f"{place}/run")
-        storage.delete(f"{place}/run")
+        storage.delete_folder(f"{place}/run")
+        storage.delete_folder(f"{place}/run")
         # (this server lists an emptied folder for a while: S3 has none)
         assert not any(storage.exists(f"{place}/run/{name}") for name in ("settings.yaml", "deep/er/file"))
         assert storage.read_text(f"{place}/runner") == "not in the folder run"
@@ -126,6 +126,43 @@ def test_a_folder_goes_up_whole_and_its_last_file_last(root, tmp_path, faults):
     assert written == ["weights", "zeta", "state"]
 
 
+def test_only_what_is_named_is_deleted(root):
+    """S3 knows no folders, only keys that begin alike."""
+    strangers = ["run10/state", "run/notes", "run1.txt", "run1-copy/state"]
+    for name in [*strangers, "run1/state", "run1/deep/er/state", "run"]:
+        storage.write_text(f"{root}/{name}", name)
+    storage.delete_folder(f"{root}/run1")
+    storage.delete(f"{root}/run")  # an object, beside which lie others below its name
+    storage.delete(f"{root}/run1-copy")  # not an object
+    storage.delete_folder(f"{root}/run1.txt")  # not a folder
+    for name in strangers:
+        assert storage.read_text(f"{root}/{name}") == name
+    for name in ("run1/state", "run1/deep/er/state", "run"):
+        with pytest.raises(FileNotFoundError):
+            storage.read_text(f"{root}/{name}")
+
+
+@pytest.mark.parametrize("scheme", ["s3", "local"])
+def test_a_strangers_files_in_a_folder_outlast_its_replacement(scheme, root, tmp_path):
+    place = root if scheme == "s3" else str(tmp_path)
+    strangers = ["notes.txt", "scores-mine.xlsx", "photographs/a.raw", "state.old"]
+    for name in [*strangers, "state", "weights", "scores-dev.parquet"]:
+        storage.write_text(f"{place}/checkpoint/{name}", f"old {name}")
+    local = tmp_path / "made"
+    local.mkdir()
+    for name in ("weights", "state"):
+        (local / name).write_text(f"new {name}")
+    storage.upload_folder(local, f"{place}/checkpoint", last="state", stale=r"scores-dev\.parquet")
+    assert [storage.read_text(f"{place}/checkpoint/{name}") for name in strangers] == [
+        f"old {name}" for name in strangers
+    ]
+    assert [storage.read_text(f"{place}/checkpoint/{name}") for name in ("weights", "state")] == [
+        "new weights",
+        "new state",
+    ]
+    assert not storage.exists(f"{place}/checkpoint/scores-dev.parquet")
+
+
 def test_a_folder_replaces_one_of_the_same_name(root, tmp_path, faults):
     storage.write_text(f"{root}/pictures-2/a", "a neighbour")
     for names in (["a", "b"], ["b", "c"]):
@@ -133,7 +170,7 @@ def test_a_folder_replaces_one_of_the_same_name(root, tmp_path, faults):
         local.mkdir()
         for name in names:
             (local / name).write_text(f"{name} of {names}")
-        storage.upload_folder(local, f"{root}/pictures")
+        storage.upload_folder(local, f"{root}/pictures", stale="[abc]")
     assert storage.listdir(f"{root}/pictures") == ["b", "c"]
     assert not storage.exists(f"{root}/pictures/a")
     assert storage.read_text(f"{root}/pictures/b") == "b of ['b', 'c']"
@@ -335,7 +372,7 @@ def test_silence_beyond_patience_names_the_url_and_what_to_check(disturbed, faul
 def test_errors_that_stay_are_raised_in_the_end(disturbed, faults, hasty):
     faults.add(Fault("status", status=503))
     with pytest.raises(OSError, match=r"folder/object: S3 failed \(.*SlowDown"):
-        read_through(disturbed, patience_s=1.0)
+        read_through(disturbed, patience_s=3.0)
     assert len(faults.requests) >= 2
 
 
@@ -364,6 +401,7 @@ def operations(url):
         "listdir": lambda: storage.listdir(url),
         "write": lambda: storage.write_bytes(url, b"x", patience_s=client.BRIEF_PATIENCE_S),
         "delete": lambda: storage.delete(url),
+        "delete_folder": lambda: storage.delete_folder(url),
     }
 
 

@@ -8,11 +8,11 @@ import ray
 from ray import cloudpickle
 from scraping import scrape
 
-from iaml.objective import Objective, ObjectiveSettings
+from iaml.objective import TERMS, Objective, ObjectiveSettings
 from pipeline import telemetry
 from pipeline.data.loader import LoaderState
-from pipeline.telemetry import METRICS, Telemetry
-from pipeline.training.monitor import Monitor
+from pipeline.telemetry import METRICS, Metric, Telemetry
+from pipeline.training.monitor import Monitor, read_metrics
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 TAGS = {"run": "probe", "rank": "3", "method": "student", "protocol": "rgb_u8"}
@@ -20,14 +20,15 @@ TAGS = {"run": "probe", "rank": "3", "method": "student", "protocol": "rgb_u8"}
 
 @pytest.fixture
 def told(monkeypatch):
-    """What is told from now on, by name, instead of being passed on to Ray."""
+    """What is told from now on, by the name that Prometheus knows, instead of being passed on to Ray."""
     values = {}
 
     class Instrument:
-        def __init__(self, name):
-            self.name = name
+        def __init__(self, metric):
+            self.name, self.tags = metric.name, metric.tags
 
         def set(self, value, tags):
+            assert tags.keys() == set(self.tags), "which Ray refuses"
             values[self.name] = (value, tags)
 
         def inc(self, value, tags):
@@ -40,11 +41,12 @@ def told(monkeypatch):
 
 
 class Probe:
-    """Tells all numbers; gauges last as long as it does."""
+    """Tells all numbers, and one that nobody has heard of; gauges last as long as it does."""
 
     def tell(self):
+        new = Metric("gauge", "iaml_colour_shift_2", ("run",), "")
         expected = {}
-        for value, (name, metric) in enumerate(METRICS.items(), start=1):
+        for value, (name, metric) in enumerate([*METRICS.items(), ("colour shift/2", new)], start=1):
             tags = {tag: TAGS[tag] for tag in metric.tags}
             teller = Telemetry(**tags)
             for present in (value, value, 2.5 * value):
@@ -81,13 +83,29 @@ def test_the_monitor_tells_what_it_records(told, tmp_path):
     metrics = {**terms, "loss": 0.5, "learning_rate": 1e-3, "grad_norm": 2.0, "ema_rate": 0.9, "skipped_pairs": 0}
     seen = Monitor(str(tmp_path / "night"), steps=10, start=0, global_batch=4)
     seen.record(2, metrics)
-    assert "skipped_pairs" not in told, "a counter that has nothing to count"
+    assert "iaml_skipped_pairs_total" not in told, "a counter that has nothing to count"
     seen.record(4, metrics | {"loss": 0.375, "skipped_pairs": 3})
     seen.note_checkpoint(4)
-    images_per_s = told.pop("images_per_s")[0]
+    images_per_s = told.pop("iaml_images_per_second")[0]
     assert images_per_s > 0
     expected = metrics | {"step": 4, "loss": 0.375, "skipped_pairs": 3, "checkpoint_step": 4}
-    assert told == {name: (value, {"run": "night"}) for name, value in expected.items()}
+    assert told == {METRICS[name].name: (value, {"run": "night"}) for name, value in expected.items()}
+    assert {"iaml_reconstruction_loss", "iaml_ssim_loss", "iaml_mirror_loss"} < told.keys()
+
+
+def test_a_term_that_nobody_has_heard_of_is_recorded_and_told(told, tmp_path):
+    seen = Monitor(str(tmp_path / "night"), steps=10, start=0, global_batch=4)
+    seen.record(2, {"loss": 0.5, "colour": 0.125})
+    seen.close()
+    assert told["iaml_colour"] == (0.125, {"run": "night"})
+    assert read_metrics(str(tmp_path / "night"))[0]["colour"] == 0.125
+
+
+def test_each_term_of_the_objective_has_words_for_prometheus():
+    assert TERMS.keys() == Objective(ObjectiveSettings()).weights.keys()
+    assert [METRICS[name].description for name in TERMS] == [
+        "Reconstruction loss, unweighted", "1 - SSIM, unweighted", "Mirror loss, unweighted"
+    ]  # fmt: skip
 
 
 def test_all_that_a_loader_states_can_be_told(told):
@@ -95,5 +113,5 @@ def test_all_that_a_loader_states_can_be_told(told):
     teller = Telemetry(run="night", rank="1")
     teller.tell(state._asdict())
     teller.tell(state._asdict())
-    assert told == {name: (value, {"run": "night", "rank": "1"}) for name, value in state._asdict().items()}
-    assert all(METRICS[name].tags == ("run", "rank") for name in told)
+    expected = state._asdict().items()
+    assert told == {METRICS[name].name: (value, {"run": "night", "rank": "1"}) for name, value in expected}

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from score_tables import make_run
+from score_tables import draw_arms, make_run
 
 from tune import conclusion
 from tune.settings import SearchConfig
@@ -63,8 +63,13 @@ def test_the_best_over_seeds_is_chosen_and_not_the_best_of_the_search(config):
     assert (
         f"over 2 seeds that the search had not used: the paper's setting 20.50 ± {spread:.2f}; trial 2 22.25" in first
     )
-    # both images gain 2 and 1.5 dB: the interval over images and seeds goes from the one to the other
-    assert "Trial 2 minus the paper's setting: +1.75 [+1.50, +2.00]" in second and "is better by more than" in second
+    # means over seeds: 20, 21; 20.5, 20; 22, 22.5. The two effects leave -1/3, 1/3; 5/12, -5/12; -1/12, 1/12 with two
+    # degrees of freedom, for a variance of 0.2917; t is 6.2053 with 2.5% / 2; images don't differ
+    assert (
+        "Trial 2 minus the paper's setting: +1.75 [-1.60, +5.10] (95% interval over seeds and images, for all 2 "
+        in second
+    )
+    assert "settings that are compared with it together). The interval contains 0" in second
     assert "with seed 5, the paper's setting had 20.00 and trial 3 had 25.00; the best of many" in third
 
 
@@ -72,7 +77,8 @@ def test_a_difference_within_the_noise_is_called_so(config):
     trials = [trial(0, 20.0), trial(3, 25.0)]
     train(config, trials, {0: {6: 20.0, 7: 21.0}, 3: {6: 21.5, 7: 20.0}})
     found = conclusion.conclude(config, trials)
-    assert found.best.number == 3 and "[-1.00, +1.50]" in found.sentences[1]
+    # 1.5 and -1, of which the mean has a standard error of 1.25; of one degree of freedom t is 12.706
+    assert found.best.number == 3 and "+0.25 [-15.63, +16.13] (95% interval over seeds" in found.sentences[1]
     assert "contains 0: these seeds and images do not tell the two apart" in found.sentences[1]
 
 
@@ -86,13 +92,14 @@ def test_the_papers_setting_may_be_best(config):
 
 @pytest.mark.parametrize(
     ("objective", "difference"),
-    # in these runs LPIPS is minus the PSNR, so that the sum is 21 times the PSNR
-    [("psnr - 20 lpips", "+7.875 [+5.25, +10.5]"), ("lpips", "-0.3750 [-0.5000, -0.2500]")],
+    # in these runs LPIPS is minus the PSNR, so that the sum is 21 times the PSNR; the mean of 0.5 and 0.48 has a
+    # standard error of 0.01, and t is 12.706
+    [("psnr - 20 lpips", "+10.29 [+7.622, +12.96]"), ("lpips", "-0.4900 [-0.6171, -0.3629]")],
 )
 def test_sums_are_compared_image_by_image_and_lower_may_be_better(tmp_path, objective, difference):
     config = config_of(tmp_path, objectives=[objective])
     trials = [trial(0, 1.0), trial(3, 2.0)]
-    train(config, trials, {0: {6: 20.0, 7: 21.0}, 3: {6: 20.5, 7: 21.25}})
+    train(config, trials, {0: {6: 20.0, 7: 21.0}, 3: {6: 20.5, 7: 21.48}})
     found = conclusion.conclude(config, trials)
     assert found.best.number == 3
     assert difference in found.sentences[1] and "is better by more than the noise" in found.sentences[1]
@@ -102,3 +109,39 @@ def test_without_two_runs_of_the_paper_and_another_nothing_is_concluded(config):
     trials = [trial(0, 20.0), trial(3, 25.0)]
     train(config, trials, {0: {6: 20.0, 7: None}, 3: {6: 20.5, 7: 20.0}})
     assert conclusion.conclude(config, trials) is None
+
+
+@pytest.mark.parametrize("images", [20, 500])
+def test_of_equal_settings_the_best_is_rarely_called_better(config, images):
+    draw, trials = np.random.default_rng(3), [trial(number, 20.0) for number in range(4)]
+    false, none = 0, 0
+    for _ in range(400):
+        scores = draw_arms(draw, 4, 3, images)
+        best, sentences = conclusion.judge(config, trials, {arm: dict(enumerate(scores[arm])) for arm in range(4)})
+        none += best.number == 0
+        false += "better by more than the noise" in sentences[1]
+    assert false <= 0.05 * 400
+    assert 60 <= none <= 140  # of four equal ones
+
+
+def test_a_difference_far_beyond_the_noise_is_called_better(config):
+    draw, trials = np.random.default_rng(4), [trial(number, 20.0) for number in range(4)]
+    scores = draw_arms(draw, 4, 3, 100)
+    scores[2] += 5
+    best, sentences = conclusion.judge(config, trials, {arm: dict(enumerate(scores[arm])) for arm in range(4)})
+    assert best.number == 2 and "leaves out 0: the trial is better by more than the noise" in sentences[1]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [
+        ((6, 8), "+5.00; of one seed in common, nothing can be said of others."),
+        ((8, 9), "they have no seed in common."),
+    ],
+)
+def test_without_seeds_in_common_nothing_is_claimed(config, seeds, said):
+    draw = np.random.default_rng(5)
+    scores = {seed: draw.normal(20, 1, 9) for seed in (6, 7)}
+    other = {seed: scores.get(seed, draw.normal(20, 1, 9)) + 5 for seed in seeds}
+    _, sentences = conclusion.judge(config, [trial(0, 20.0), trial(3, 20.0)], {0: scores, 3: other})
+    assert sentences[1] == f"Trial 3 minus the paper's setting: {said}"

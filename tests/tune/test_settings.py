@@ -48,8 +48,8 @@ def test_by_default_the_papers_three_are_searched_for_the_checkpoints_metric():
 
 @pytest.mark.parametrize(
     ("values", "limits"),
-    [(["0.25", "4"], (0.25, 4)), (["[0.25, 4]"], (0.25, 4)), (["- 0.25\n- 4"], (0.25, 4)), (["null"], None)],
-    ids=["words", "list", "block", "null"],
+    [(["0.25", "4"], (0.25, 4)), (["[0.25, 4]"], (0.25, 4)), (["null"], None)],
+    ids=["words", "list", "null"],
 )
 def test_a_range_is_two_words_or_a_yaml_list_or_null(values, limits):
     assert parsed("--search.gamma", *values, "--search.trials", "9").search.gamma == limits
@@ -101,8 +101,8 @@ def test_help_explains_every_field(capsys):
         (["--search.gamma", "1", "1"], "search.gamma: must be two numbers above 0"),
         (["--search.beta", "0", "1"], "search.beta: must be two numbers above 0"),
         (["--search.scale-weights", "-1", "1"], "search.scale_weights: must be two numbers above 0"),
-        (["--search.mirror-weight", ".nan", "1"], "search.mirror_weight.0: Input should be a finite number"),
-        (["--search.learning-rate", "1e-4", ".inf"], "search.learning_rate.1: Input should be a finite number"),
+        (["--search.mirror-weight", "nan", "1"], "search.mirror_weight.0: Input should be a finite number"),
+        (["--search.learning-rate", "1e-4", "inf"], "search.learning_rate.1: Input should be a finite number"),
         (["--search.gamma", "0.5"], "search.gamma.1: Field required"),
         (["--search.gamma", "0.5", "1", "2"], "search.gamma: .* at most 2 items"),
         (["--search.gamma", "none"], "search.gamma.0: Input should be a valid number.*'none'"),
@@ -131,6 +131,7 @@ def test_help_explains_every_field(capsys):
         (["--search.reduction", "1"], "search.reduction: Input should be greater than 1"),
         (["--search.storage", "/folder/study.db"], "search.storage: must be a database URL, such as sqlite:////folder"),
         (["--search.trials", "0"], "search.trials: "),
+        (["--run.seed", str(2**32 - 3)], "run.seed must be at most 4294967292, not 4294967293: "),
         (["--search.sampler", "grid"], "search.sampler: .*'tpe', 'gp' or 'random'"),
     ],
 )  # fmt: skip
@@ -173,6 +174,7 @@ def test_passwords_are_refused_and_not_shown(url, capsys):
         ["--checkpoint.every", "599"],
         ["--search.objectives", "ssim", "--evaluation.lpips", "none"],
         ["--search.storage", "postgresql://me@host/name?passfile=/home/me/.pgpass"],
+        ["--run.seed", str(2**32 - 4)],
     ],
 )
 def test_what_is_just_within_is_taken(options):

@@ -15,19 +15,21 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from pipeline.data.cache import LOCK, Cache, PixelFile
+from pipeline.data.cache import LOCK, OWN_FOLDER, Cache, PixelFile
 from pipeline.data.manifest import ShardRecord
 from pipeline.data.pairs import Pair
 
 SIZE = 5000
 CONTENT = np.random.default_rng(0).bytes(SIZE)
+OLD, NEW, NEXT = (f"{number:016x}-train" for number in range(3))
+STRANGERS = ["my-photographs/a.raw", "notes/diary.txt", f"{OLD}/a.tar", "lost+found/1", ".DS_Store"]
 
 
 def record(content=CONTENT, pairs=2):
     return ShardRecord("train-000000.tar", "train", pairs, len(content), hashlib.sha256(content).hexdigest(), 1000)
 
 
-def make_cache(folder, limit=10**6, name="set", shards=SIZE, pixels=10_000):
+def make_cache(folder, limit=10**6, name=NEW, shards=SIZE, pixels=10_000):
     return Cache(folder, limit, name, shards, pixels)
 
 
@@ -99,7 +101,7 @@ def test_changed_or_half_written_pixels_are_not_believed(tmp_path):
     pixels = cache.new_pixels(record(), [24, 24])
     pixels.put(0, pair(1))
     pixels.put(1, pair(3))
-    file = next(tmp_path.glob("set/*.pixels"))
+    file = next(tmp_path.glob(f"*/{NEW}/*.pixels"))
     with file.open("r+b") as handle:
         handle.seek(-1, 2)
         handle.write(b"\xff")  # in the second pair's clean image
@@ -112,7 +114,7 @@ def test_changed_or_half_written_pixels_are_not_believed(tmp_path):
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: b"\0" * len(data), lambda data: b""])
 def test_a_pixel_file_without_its_header_or_end_is_made_anew(tmp_path, damage):
     make_cache(tmp_path).new_pixels(record(), [24, 24]).put(0, pair(1))
-    file = next(tmp_path.glob("set/*.pixels"))
+    file = next(tmp_path.glob(f"*/{NEW}/*.pixels"))
     file.write_bytes(damage(file.read_bytes()))
     cache = make_cache(tmp_path)
     assert cache.pixels(record()) is None
@@ -141,23 +143,95 @@ def test_the_limit_holds_when_shards_do_not_all_fit(tmp_path):
     assert cache.shard(record(contents[0]))[:] == contents[0]
 
 
+def keep_for_later(folder, name, used):
+    """Put a shard into a data set that nobody reads any more; its folder."""
+    fill(make_cache(folder, name=name), record())
+    found = folder / OWN_FOLDER / name
+    os.utime(found / "in-use", (used, used))
+    return found
+
+
 def test_data_sets_that_nobody_reads_make_room_the_oldest_first(tmp_path):
-    for number, name in enumerate(("old", "new")):
-        cache = make_cache(tmp_path, name=name)
-        fill(cache, record())
-        del cache
-        os.utime(tmp_path / name / "in-use", (number, number))
-    make_cache(tmp_path, limit=3 * SIZE + 100, name="next", shards=SIZE, pixels=SIZE)
-    assert not (tmp_path / "old").exists() and (tmp_path / "new").exists()
+    old, new = keep_for_later(tmp_path, OLD, used=0), keep_for_later(tmp_path, NEW, used=1)
+    make_cache(tmp_path, limit=3 * SIZE + 100, name=NEXT, shards=SIZE, pixels=SIZE)
+    assert not old.exists() and new.exists()
 
 
 def test_a_data_set_in_use_keeps_its_room(tmp_path):
-    reader = make_cache(tmp_path, name="in use", limit=20_000)
+    reader = make_cache(tmp_path, name=OLD, limit=20_000)
     assert reader.keeps_pixels
-    other = make_cache(tmp_path, name="next", limit=20_000)
-    assert not other.keeps_pixels and not fill(make_cache(tmp_path, name="third", limit=16_000), record())
-    assert (tmp_path / "in use").exists()
+    other = make_cache(tmp_path, name=NEXT, limit=20_000)
+    assert not other.keeps_pixels and not fill(make_cache(tmp_path, name=NEW, limit=16_000), record())
+    assert (tmp_path / OWN_FOLDER / OLD).exists()
     assert fill(reader, record())
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_others_have_in_the_folder_is_neither_touched_nor_counted(tmp_path, caplog):
+    for name in STRANGERS:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x" * SIZE)
+    before = contents(tmp_path)
+    cache = make_cache(tmp_path, limit=SIZE + 10_000)
+    assert cache.keeps_pixels and fill(cache, record()) and not caplog.records
+    after = contents(tmp_path)
+    assert before.items() <= after.items()
+    assert {path.relative_to(tmp_path).parts[0] for path in after.keys() - before.keys()} == {OWN_FOLDER}
+
+
+def test_what_lies_astray_in_the_cache_stays_and_takes_no_room(tmp_path, caplog):
+    old = keep_for_later(tmp_path, OLD, used=0)
+    own = old.parent
+    (own / f"{2:016x}-dev").mkdir()  # the name of a data set, without what the cache puts there first
+    (own / f"{3:016x}-dev").write_text("a file where a folder should be")
+    (own / f"{4:016x}-dev").symlink_to("nowhere")
+    (own / f"{5:016x}-dev").mkdir()
+    (own / f"{5:016x}-dev/in-use").mkdir()  # which can't be opened
+    for folder in (own, own / "notes", old, own / f"{2:016x}-dev"):
+        folder.mkdir(exist_ok=True)
+        for name in (".nfs0001", ".DS_Store", "a.tar", f"{'0' * 64}.tar.gz"):
+            (folder / name).write_bytes(b"x" * SIZE)
+    (old / f"{'0' * 64}.pixels").symlink_to(own / "a.tar")
+    strays = {path for path in own.rglob("*") if path.lstat().st_size == SIZE and record().sha256 not in path.name}
+    cache = make_cache(tmp_path, limit=SIZE + 10_000)
+    assert cache.keeps_pixels and not caplog.records
+    assert all(path.exists() for path in strays) and len(strays) == 16
+    assert sorted(path.name for path in old.iterdir()) == sorted(
+        [".nfs0001", ".DS_Store", "a.tar", f"{'0' * 64}.tar.gz", f"{'0' * 64}.pixels"]
+    ), "what the cache had put there is gone"
+
+
+@pytest.mark.parametrize("tag", [None, "of another program"])
+def test_a_folder_that_has_the_caches_name_but_is_not_its_own_is_left_alone(tag, tmp_path, caplog):
+    own = tmp_path / OWN_FOLDER
+    own.mkdir()
+    (own / "notes").write_text("a user's")
+    if tag:
+        (own / "CACHEDIR.TAG").write_bytes(b"\xff" + tag.encode())
+    before = contents(tmp_path)
+    cache = make_cache(tmp_path)
+    assert f"{own} holds somebody else's files; move them away; going on without it" in caplog.text
+    assert not fill(cache, record()) and "not used" in str(cache)
+    assert contents(tmp_path) == before
+
+
+def test_processes_that_come_at_the_same_time_make_one_folder_that_is_the_caches(tmp_path, caplog):
+    barrier = threading.Barrier(8)
+
+    def come():
+        barrier.wait()
+        make_cache(tmp_path)
+
+    threads = [threading.Thread(target=come) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not caplog.records
+    assert [path.name for path in tmp_path.iterdir()] == [OWN_FOLDER]
 
 
 @contextmanager
@@ -182,7 +256,7 @@ def test_a_full_disk_is_said_once_and_done_without(tmp_path, caplog):
         pixels = cache.new_pixels(record(), [24, 24])
     assert kept == [True, False, False] and pixels is None
     assert [entry.message for entry in caplog.records].count(
-        f"cache {tmp_path}: [Errno 27] File too large; going on without it"
+        f"cache {tmp_path / OWN_FOLDER}: [Errno 27] File too large; going on without it"
     ) == 1
     assert cache.shard(record(content))[:] == content, "what is there is still read"
 
@@ -191,7 +265,7 @@ def test_a_disk_that_fills_up_while_images_are_kept_is_done_without(tmp_path, ca
     cache = make_cache(tmp_path)
     pixels = cache.new_pixels(record(), [24, 24])
     pixels._file.close()  # the kernel refuses to write, whatever the reason
-    pixels._file = (tmp_path / LOCK).open("rb")
+    pixels._file = (tmp_path / OWN_FOLDER / LOCK).open("rb")
     cache.keep(pixels, 0, pair(1))
     cache._writer.shutdown()  # it writes in the background
     assert "going on without it" in caplog.text
@@ -224,7 +298,7 @@ def test_workers_wait_for_the_one_that_fetches(tmp_path):
     for thread in threads:
         thread.join()
     assert len(fetched) == 1
-    assert not list(tmp_path.glob("set/*.partial"))
+    assert not list(tmp_path.glob(f"*/{NEW}/*.partial"))
 
 
 WRITER = """
@@ -232,7 +306,7 @@ import sys, time
 from pathlib import Path
 from pipeline.data.cache import Cache
 from pipeline.data.manifest import ShardRecord
-cache = Cache(Path(sys.argv[1]), 10**6, "set", 5000, 10_000)
+cache = Cache(Path(sys.argv[1]), 10**6, sys.argv[3], 5000, 10_000)
 with cache.new_shard(ShardRecord("train-000000.tar", "train", 2, 5000, sys.argv[2], 1000)) as file:
     file.write(bytes(4000), 0)
     print("half", flush=True)
@@ -241,10 +315,10 @@ with cache.new_shard(ShardRecord("train-000000.tar", "train", 2, 5000, sys.argv[
 
 
 def test_a_writer_killed_half_way_leaves_nothing_that_is_believed_and_nobody_waiting(tmp_path):
-    writer = subprocess.Popen([sys.executable, "-c", WRITER, tmp_path, record().sha256], stdout=subprocess.PIPE)
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, tmp_path, record().sha256, NEW], stdout=subprocess.PIPE)
     assert writer.stdout.readline() == b"half\n"
     cache = make_cache(tmp_path)
-    partial = next(tmp_path.glob("set/*.partial"))
+    partial = next(tmp_path.glob(f"*/{NEW}/*.partial"))
     with partial.open("a") as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     writer.send_signal(signal.SIGKILL)
@@ -252,7 +326,7 @@ def test_a_writer_killed_half_way_leaves_nothing_that_is_believed_and_nobody_wai
     assert cache.shard(record()) is None
     assert fill(cache, record())
     assert cache.shard(record())[:] == CONTENT
-    assert not list(tmp_path.glob("set/*.partial"))
+    assert not list(tmp_path.glob(f"*/{NEW}/*.partial"))
 
 
 def fill_for_ever(folder):
@@ -273,13 +347,13 @@ def test_killed_at_any_point_it_holds_nothing_wrong(tmp_path):
         folder = tmp_path / str(trial)
         worker = multiprocessing.get_context("fork").Process(target=fill_for_ever, args=[folder])
         worker.start()
-        while not list(folder.glob("set/*.tar")):
+        while not list(folder.glob(f"*/{NEW}/*.tar")):
             time.sleep(0.001)
         time.sleep(delay)
         worker.kill()
         worker.join()
         cache = make_cache(folder, limit=10**9, shards=10**8, pixels=10**8)
-        for number in range(len(list(folder.glob("set/*.tar"))) + 1):
+        for number in range(len(list(folder.glob(f"*/{NEW}/*.tar"))) + 1):
             content = np.random.default_rng(number).bytes(SIZE)
             shard, pixels = cache.shard(record(content)), cache.pixels(record(content))
             assert shard is None or shard[:] == content

@@ -135,6 +135,17 @@ def test_large_photographs_are_scaled_down(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "out/test/high/grey-v0.png").size == (16, 16)
 
 
+def test_photographs_of_unknown_orientation_are_darkened_and_named(tmp_path: Path) -> None:
+    source = photographs(tmp_path / "photos")
+    exif = Image.Exif()
+    exif[0x0112] = 9  # there are eight
+    Image.new("RGB", (8, 16)).save(source / "odd.jpg", exif=exif)
+    report = darken_folder(DarkenSettings(source=source, out=tmp_path / "out"))
+    assert report.unoriented == (source / "odd.jpg",)
+    assert "1 images are taken as upright, since their orientation can't be read:" in str(report)
+    assert Image.open(tmp_path / "out/low/odd-v0.png").size == (8, 16)
+
+
 def test_faults_are_named_before_anything_is_written(tmp_path: Path) -> None:
     source, out = photographs(tmp_path / "photos"), tmp_path / "out"
     (source / "broken.png").write_bytes(b"not an image")
@@ -159,3 +170,5 @@ def test_the_photographs_of_scikit_image_are_written(tmp_path: Path) -> None:
     assert test.keys() == {"chelsea.png", "coffee.png", "rocket.png"}
     assert test["chelsea.png"].shape == (300, 451, 3)
     assert {"motorcycle_left.png", "motorcycle_right.png"} <= {path.name for path in (tmp_path / "train").iterdir()}
+    with pytest.raises(ValueError, match="is not empty; choose another folder"):
+        export_photographs(tmp_path)

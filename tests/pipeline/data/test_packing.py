@@ -2,17 +2,16 @@
 
 import hashlib
 import io
-import struct
+import re
 import tarfile
-import zlib
 from collections import Counter
 from dataclasses import fields
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import webdataset
-from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 from s3 import S3Server
@@ -187,10 +186,32 @@ def test_a_small_fraction_still_holds_out_a_scene_and_zero_none(source: Path) ->
     assert pack(settings(source, dev_fraction=0, out=str(source.parent / "none"))).pairs["dev"] == 0
 
 
-def test_a_single_scene_is_not_cut(tmp_path: Path) -> None:
+def test_a_single_scene_is_not_cut_and_the_report_says_what_helps(tmp_path: Path) -> None:
     for number in range(4):
-        add_pair(tmp_path / "set", "", f"{number}.png", seed=1)
-    assert pack(settings(tmp_path / "set")).pairs == {"train": 4, "dev": 0, "test": 0}
+        add_pair(tmp_path / "set", "train", f"{number}.png", seed=1)
+    report = pack(settings(tmp_path / "set"))
+    assert report.pairs == {"train": 4, "dev": 0, "test": 0}
+    assert "WARNING: no development split" in str(report)
+    for help_ in ("the 4 training pairs are one scene", "--scene-pattern", "--near-duplicate-bits (now 8)", "add more"):
+        assert help_ in str(report)
+
+
+def test_training_scenes_that_are_all_tested_give_no_development_split_and_it_is_said(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for number in range(3):
+            add_pair(tmp_path / "set", split, f"{number}.png", seed=number)
+    report = pack(settings(tmp_path / "set"))
+    assert report.pairs == {"train": 3, "dev": 0, "test": 3}
+    assert "the 3 training pairs all show scenes of the test split" in str(report)
+
+
+def test_whoever_wants_no_development_split_or_has_no_training_pairs_is_told_nothing(tmp_path: Path) -> None:
+    add_pair(tmp_path / "set", "train", "1.png", seed=1)
+    add_pair(tmp_path / "eval15", "", "1.png", seed=1)
+    for source, changes in ((tmp_path / "set", {"dev_fraction": 0}), (tmp_path / "eval15", {})):
+        assert "no development split" not in str(
+            pack(settings(source, out=str(tmp_path / source.name / "out"), **changes))
+        )
 
 
 def test_a_pattern_names_scenes(tmp_path: Path) -> None:
@@ -249,6 +270,22 @@ def test_an_interrupted_packing_can_be_repeated_but_not_mixed(
     assert pack(settings(source)).pairs["test"] == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("train-000001.tar", r"train-000001\.tar holds something else than this packing would; choose another folder"),
+        ("pairs.parquet", r"holds shards of another packing; delete them first:\n  pairs\.parquet"),
+    ],
+)
+def test_a_file_of_somebody_else_is_not_written_over(source: Path, tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("a user's own")
+    with pytest.raises(ValueError, match=message):
+        pack(settings(source))
+    assert (tmp_path / "out" / name).read_text() == "a user's own"
+    assert not (tmp_path / "out/manifest.parquet").exists()
+
+
 def test_every_fault_is_named_before_anything_is_written(source: Path, tmp_path: Path) -> None:
     (source / "our485/low/3.png").write_bytes(b"not an image")
     whole = (source / "our485/high/5.png").read_bytes()
@@ -284,28 +321,14 @@ def test_other_formats_become_rgb_png_and_are_counted(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(stored), np.asarray(Image.open(original).convert("RGB")))
 
 
-def png16(values: NDArray[np.uint16], colour_type: int) -> bytes:
-    """A 16-bit PNG written by the book: signature, header, one unfiltered stream of big-endian rows."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, colour_type, 0, 0, 0)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-
-
-@pytest.mark.parametrize(("colour_type", "channels"), [(0, 1), (2, 3), (6, 4)])
-def test_sixteen_bits_are_scaled_with_rounding(colour_type: int, channels: int, tmp_path: Path) -> None:
-    values = np.random.default_rng(0).integers(0, 65536, (9, 11, channels), dtype=np.uint16)
-    path = tmp_path / "deep.png"
-    path.write_bytes(png16(values, colour_type))
-    colours = np.repeat(values, 3, axis=2) if channels == 1 else values[..., :3]
-    expected = np.round(colours.astype(float) / 65535 * 255).astype(np.uint8)
-    assert np.array_equal(read_rgb(path), expected)
-    data, converted = stored_png(path)
-    assert converted
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), expected)
+def test_sixteen_bits_are_stored_as_eight_and_counted(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (9, 11, 3), dtype=np.uint16)
+    expected = np.round(values.astype(float) / 65535 * 255).astype(np.uint8)
+    for name in ("deep.png", "deep.tif"):
+        cv2.imwrite(str(tmp_path / name), values[..., ::-1])
+        data, converted = stored_png(tmp_path / name)
+        assert converted
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), expected)
 
 
 def test_a_photograph_held_upright_is_stored_upright(tmp_path: Path) -> None:
@@ -313,6 +336,17 @@ def test_a_photograph_held_upright_is_stored_upright(tmp_path: Path) -> None:
     exif[0x0112] = 6  # turn by 90 degrees to show
     scene_image(1, (48, 32)).save(tmp_path / "turned.jpg", exif=exif)
     assert read_rgb(tmp_path / "turned.jpg").shape == (48, 32, 3)
+
+
+def test_photographs_of_unknown_orientation_are_packed_and_named(source: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 9  # there are eight
+    for side in ("low", "high"):
+        scene_image(77).save(source / "our485" / side / "odd.jpg", exif=exif)
+    report = pack(settings(source))
+    assert [path.name for path in report.unoriented] == ["odd.jpg", "odd.jpg"]
+    warning = r"2 images are taken as upright, since their orientation can't be read:\n .*low/odd.jpg\n .*high/odd.jpg"
+    assert re.search(warning, str(report))
 
 
 @pytest.mark.skipif(not REAL_PAIRS.is_dir(), reason="the real pairs of LOL-v1 are not here")

@@ -94,8 +94,57 @@ def test_the_source_folder_itself_may_be_a_split(tmp_path: Path) -> None:
 
 
 def test_other_files_and_hidden_ones_are_left_out(tmp_path: Path) -> None:
-    names = ["low/1.png", "high/1.png", "low/._1.png", "low/Thumbs.db", "preview.png", "README.md"]
+    names = [
+        "low/1.png",
+        "high/1.png",
+        "low/._1.png",
+        "low/Thumbs.db",
+        "low/.DS_Store",
+        "high/.nfs0001",
+        "preview.png",
+        "README.md",
+    ]
     assert len(find_pairs(touch(tmp_path / "set", *names))) == 1
+
+
+@pytest.mark.parametrize(
+    "folder", [".ipynb_checkpoints", ".thumbnails", "@eaDir", "__MACOSX", "$RECYCLE.BIN", "#recycle", "lost+found"]
+)
+def test_hidden_and_system_folders_are_left_out(folder: str, tmp_path: Path) -> None:
+    copies = [f"{folder}/low/1.png", f"{folder}/high/1.png", f"low/{folder}/1.png", f"high/{folder}/1.png"]
+    source = touch(tmp_path / folder / "set", "low/1.png", "high/1.png", *copies)
+    assert [pair.key for pair in find_pairs(source)] == ["train-1"]
+    assert match_pictures(source / "low", ["train-1"]) == {"train-1": source / "low/1.png"}
+
+
+@pytest.mark.parametrize(("link", "to"), [("loop", "."), ("low/loop", "low"), ("low/loop", "."), ("high/a", "high/b")])
+def test_a_link_into_its_own_folder_is_not_followed(link: str, to: str, tmp_path: Path) -> None:
+    source = touch(tmp_path / "set", "low/1.png", "high/1.png")
+    (source / "high/b").symlink_to(source / "high")
+    (source / link).symlink_to(source / to)
+    assert [pair.key for pair in find_pairs(source)] == ["train-1"]
+
+
+def test_links_that_lead_elsewhere_are_followed_each_time(tmp_path: Path) -> None:
+    touch(tmp_path / "shared", "1.png", "deeper/2.png")
+    source = touch(tmp_path / "set", "a/low/1.png", "a/low/deeper/2.png", "b/low/1.png", "b/low/deeper/2.png")
+    for scene in ("a", "b"):
+        (source / scene / "high").symlink_to(tmp_path / "shared")
+    assert [pair.key for pair in find_pairs(source)] == [
+        "train-a-1",
+        "train-a-deeper-2",
+        "train-b-1",
+        "train-b-deeper-2",
+    ]
+
+
+def test_links_that_lead_to_each_other_come_to_an_end(tmp_path: Path) -> None:
+    source = touch(tmp_path / "set", "one/low/1.png", "two/high/1.png", "one/high/1.png", "two/low/1.png")
+    (source / "one/over").symlink_to(source / "two")
+    (source / "two/over").symlink_to(source / "one")
+    assert [pair.key for pair in find_pairs(source)] == [
+        "train-one-1", "train-one-over-1", "train-two-1", "train-two-over-1"
+    ]  # fmt: skip
 
 
 def test_images_without_a_partner_are_named(tmp_path: Path) -> None:
@@ -155,7 +204,7 @@ def test_a_missing_source_is_named(tmp_path: Path) -> None:
 def test_pictures_are_matched_by_the_names_of_their_pairs(
     names: list[str], expected: dict[str, str], tmp_path: Path
 ) -> None:
-    touch(tmp_path, *names, "not/of/the split 5.png", "notes.txt", "._1.png")
+    touch(tmp_path, *names, "not/of/the split 5.png", "notes.txt", "._1.png", ".DS_Store", ".nfs0001")
     assert match_pictures(tmp_path, expected) == {key: tmp_path / name for key, name in expected.items()}
 
 

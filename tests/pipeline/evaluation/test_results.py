@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 
 import pytest
@@ -136,6 +137,24 @@ def test_a_run_s_pruning_leaves_a_copy_of_a_checkpoint_alone(tmp_path):
     results.prune(config_of(run), scores.read_run(run))
     assert storage.exists(f"{run}/checkpoint-best/{checkpoint.STUDENT}")
     assert not storage.exists(f"{run}/checkpoint-00000001/{checkpoint.STUDENT}")
+
+
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_what_scoring_adds_goes_with_the_weights_and_a_users_files_stay(split):
+    ours = [scores.scores_file(split), results.grid_file(split)]
+    assert all(re.fullmatch(checkpoint.SCORED, name) for name in ours)
+    pictures = [f"{key}.{view}.{results.PICTURE}" for key in ("eval15-1", "a.b") for view in results.VIEWS]
+    assert all(re.fullmatch(results.PICTURES, name) for name in pictures)
+    strangers = [
+        "notes.txt",
+        "scores.parquet",
+        f"{ours[0]}.old",
+        "grid-mine.png",
+        "holiday.webp",
+        "low.webp",
+        ".DS_Store",
+    ]
+    assert not any(re.fullmatch(f"{checkpoint.SCORED}|{results.PICTURES}", name) for name in strangers)
 
 
 def moved_run(tmp_path):

@@ -1,8 +1,7 @@
-"""The table of scores: stored, put together, averaged, and the interval of a difference."""
+"""The table of scores: stored, put together, averaged."""
 
 import math
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -271,51 +270,3 @@ def test_neither_an_empty_table_nor_an_image_that_one_method_lacks_is_covered():
     table = covered_table()
     failed = table["method"].eq("student") & table["key"].eq("b") & table["metric"].eq("psnr")
     assert not scores.covers(table.assign(reason=table["reason"].mask(failed, "died")), ["a", "b"], COLUMNS, "w", CPU)
-
-
-# --- intervals
-
-
-def test_the_interval_of_many_images_is_nearly_the_normal_one():
-    draw = np.random.default_rng(5)
-    differences = draw.normal(0.5, 2.0, (1, 400))
-    low, high = scores.difference_interval(differences)
-    half = 1.96 * differences.std() / math.sqrt(400)
-    assert low == pytest.approx(differences.mean() - half, abs=0.1 * half)
-    assert high == pytest.approx(differences.mean() + half, abs=0.1 * half)
-
-
-def test_the_interval_of_differences_of_0_and_1_is_the_binomial_one():
-    # 10 draws of a fair coin: P(1 or fewer) = 1.1%, P(2 or fewer) = 5.5%
-    low, high = scores.difference_interval(np.array([[0.0, 1.0] * 5]))
-    assert (low, high) == (0.2, 0.8)
-
-
-def test_equal_differences_leave_no_doubt():
-    assert scores.difference_interval(np.full((1, 7), -0.25)) == (-0.25, -0.25)
-    assert scores.difference_interval(np.full((3, 5), 1.5)) == (1.5, 1.5)
-
-
-def test_seeds_are_drawn_as_well_as_images():
-    # two seeds that are 1 and 3 for every image: (1, 1), (1, 3), (3, 1) or (3, 3) are drawn
-    assert scores.difference_interval(np.array([[1.0] * 50, [3.0] * 50])) == (1.0, 3.0)
-    # ten seeds instead: the mean of ten draws, as of ten images
-    assert scores.difference_interval(np.tile([[0.0], [1.0]], (5, 50))) == pytest.approx((0.2, 0.8))
-
-
-def test_a_seed_s_images_are_drawn_together_with_the_other_seeds():
-    # where all seeds agree on each image, more seeds tell no more about other images
-    one = np.array([[0.0, 1.0] * 5])
-    assert scores.difference_interval(np.repeat(one, 30, axis=0)) == pytest.approx((0.2, 0.8))
-
-
-def test_the_interval_is_the_same_each_time():
-    differences = np.random.default_rng(1).normal(size=(2, 9))
-    assert scores.difference_interval(differences) == scores.difference_interval(differences)
-
-
-@pytest.mark.filterwarnings("error")
-def test_infinite_and_missing_differences():
-    low, high = scores.difference_interval(np.array([[1.0, 1.0, 1.0, math.inf]]))  # a draw has none with 32%
-    assert (low, high) == (1.0, math.inf)
-    assert np.isnan(scores.difference_interval(np.array([[1.0, NAN]]))).all()

@@ -129,26 +129,29 @@ def test_candidates_beside_each_other_with_paired_differences():
         ["ours", "15.00", "0.5500"],
         ["theirs", "17.00", "0.5000"],
         ["third", "14.50", "0.5500"],
-        # of the differences 3 and 1 a draw has the mean 1, 2 or 3, each of the outer ones in a quarter of all cases
-        ["theirs minus the first", "+2.00 [+1.00, +3.00]", "-0.0500 [-0.0500, -0.0500]"],
+        # the differences 3 and 1 have a standard error of 1; of one degree of freedom t is 25.45 with 2.5% / 2
+        ["theirs minus the first", "+2.00 [-23.45, +27.45]", "-0.0500 [-0.0500, -0.0500]"],
         ["third minus the first", "-0.50 [-0.50, -0.50]", "+0.0000 [+0.0000, +0.0000]"],
     ]
-    assert list(table.notes) == ["differences: mean over the images [95% bootstrap interval over the images]"]
+    assert list(table.notes) == [
+        "differences: mean [95% t interval over images, which holds for all 2 of a column together]; one seed says "
+        "nothing of others"
+    ]
 
 
 def test_candidates_may_be_of_different_methods():
     images = score_table({"images": {"a": 12.0}})
     table = tables.candidates_table({"ours": student({"a": 10.0}), "theirs": images})
-    assert list(table.rows)[2] == ["theirs minus the first", "+2.00 [+2.00, +2.00]"]
+    assert list(table.rows)[2] == ["theirs minus the first", "+2.00"]  # of one image alone
 
 
 @pytest.mark.filterwarnings("error")
 def test_infinite_scores_of_candidates():
     first, other = student({"a": math.inf, "b": 10.0}), student({"a": math.inf, "b": 12.0})
     rows = list(tables.candidates_table({"one": first, "two": other}).rows)
-    assert rows == [["one", "inf"], ["two", "inf"], ["two minus the first", "+1.00 [+0.00, +2.00]"]]
+    assert rows == [["one", "inf"], ["two", "inf"], ["two minus the first", "+1.00 [-11.71, +13.71]"]]
     rows = list(tables.candidates_table({"one": student({"a": 10.0, "b": 10.0}), "two": other}).rows)
-    assert rows[-1] == ["two minus the first", "+inf [+2.00, +inf]"]
+    assert rows[-1] == ["two minus the first", "+inf"]
 
 
 def test_lpips_that_one_candidate_lacks_is_no_number_and_has_a_reason():
@@ -223,7 +226,9 @@ def test_arms_with_mean_and_deviation_over_seeds_and_differences_paired_by_seed(
         ["reference", "3", "22.00 ± 2.00", ""],
         ["changed", "3", f"{98 / 3:.2f} ± {deviation:.2f}", "+1.00 [+1.00, +1.00]"],
     ]
-    assert list(table.notes)[-1].startswith("mean ± standard deviation over seeds; differences: ")
+    assert list(table.notes) == [
+        "mean ± standard deviation over seeds; differences: mean [95% t interval over seeds and images]"
+    ]
 
 
 def test_arms_without_a_seed_in_common_have_no_difference_and_single_seeds_no_deviation():
@@ -235,9 +240,9 @@ def test_the_interval_over_seeds_pairs_images_by_key_whatever_their_order():
     first = {seed: student({"a": 10.0, "b": 10.0}) for seed in range(8)}
     ahead = {"a": 11.0, "b": 9.0}
     other = {seed: student(ahead if seed % 2 else dict(reversed(ahead.items()))) for seed in range(8)}
-    # all seeds agree that a gains 1 and b loses 1, so that a draw has a, a or b, b in half of all cases
+    # all seeds agree that a gains 1 and b loses 1: two images, of which the mean has a standard error of 1
     rows = tables.arms_table({"one": first, "two": other}, "x").rows
-    assert rows[1][3] == "+0.00 [-1.00, +1.00]"
+    assert rows[1][3] == "+0.00 [-12.71, +12.71]"
 
 
 def test_the_metrics_of_arms_stand_beside_their_own_differences():

@@ -13,8 +13,11 @@ from iaml import NetworkSettings, TeacherStudent
 STEPS, BATCH = 10, 8
 
 
-def train(zero_stage, accumulation, start, stop, state=None, poison=None, precision="float32", clip=0.5):
-    """Steps of a small net on fixed samples; returns weights, optimizer state, and what each step did."""
+def train(
+    zero_stage, accumulation, start, stop, state=None, poison=None, precision="float32", clip=0.5, channels_last=False,
+    side=32,
+):  # fmt: skip
+    """Steps of a small net on fixed samples; returns weights, optimizer state, what each step did, and layouts."""
     import torch.distributed as dist
 
     from pipeline.training.engine import Engine, OptimizerSettings
@@ -25,15 +28,19 @@ def train(zero_stage, accumulation, start, stop, state=None, poison=None, precis
         task.load_state_dict(state["weights"])
         task.updates = state["updates"]
     rank, workers = dist.get_rank(), dist.get_world_size()
-    settings = OptimizerSettings(learning_rate=1e-3, clip=clip, zero_stage=zero_stage, precision=precision)
+    options = {"zero_stage": zero_stage, "precision": precision, "channels_last": channels_last}
+    settings = OptimizerSettings(learning_rate=1e-3, clip=clip, **options)
+    layouts = layouts_of_maps(task)
     micro = BATCH // workers // accumulation
     engine = Engine(task, settings, micro, accumulation)
     if state is not None:
         engine.load_optimizer_state(state["optimizer"], state["updates"])
-    samples = np.random.default_rng(1).integers(0, 256, (2, STEPS, accumulation, workers, micro, 3, 32, 32), np.uint8)
+    samples = np.random.default_rng(1).integers(
+        0, 256, (2, STEPS, accumulation, workers, micro, 3, side, side), np.uint8
+    )
     results = []
     for step in range(start, stop):
-        low, clean = (torch.from_numpy(side[step, :, rank].copy()) for side in samples)
+        low, clean = (torch.from_numpy(images[step, :, rank].copy()) for images in samples)
         if poison == step and rank == workers - 1:
             with torch.no_grad():
                 task.student.decoder.head.refine[2].bias.fill_(math.nan)
@@ -44,7 +51,26 @@ def train(zero_stage, accumulation, start, stop, state=None, poison=None, precis
         "optimizer": engine.optimizer_state(),
         "updates": task.updates,
         "steps": results,
+        "layouts": layouts,
     }
+
+
+def layouts_of_maps(task):
+    """Counts, while ``task`` runs, of the images and feature maps in each layout, where the two differ."""
+    from collections import Counter
+
+    found = Counter()
+
+    def note(module, inputs, output):
+        for value in (*(inputs if module is task else ()), output):
+            if isinstance(value, torch.Tensor) and value.dim() == 4:
+                last, first = value.is_contiguous(memory_format=torch.channels_last), value.is_contiguous()
+                if last != first:
+                    found["channels last" if last else "channels first"] += 1
+
+    for module in task.modules():
+        module.register_forward_hook(note)
+    return found
 
 
 def largest_difference(a, b):
@@ -73,6 +99,19 @@ def test_continues_on_another_number_of_workers(zero_stage):
     assert largest_difference(whole["weights"], one["weights"]) < 1e-4
 
 
+def test_moments_load_on_every_zero_stage_to_the_last_bit():
+    for before in (0, 1, 2):
+        half = run_workers(2, train, before, 1, 0, 2)[0]
+        for after in (0, 1, 2):
+            for found in run_workers(2, train, after, 1, 2, 2, half):
+                assert largest_difference(half["optimizer"], found["optimizer"]) == 0, (before, after)
+        # and training goes on from them, not from copies that the stage leaves alone
+        steps = [run_workers(2, train, after, 1, 2, 4, half)[0] for after in (0, 1, 2)]
+        for other in steps[1:]:
+            assert largest_difference(steps[0]["weights"], other["weights"]) < 1e-5, before
+            assert largest_difference(steps[0]["optimizer"], other["optimizer"]) < 1e-5, before
+
+
 @pytest.mark.parametrize("zero_stage", [0, 2])
 def test_accumulation_takes_one_step_over_its_rounds(zero_stage):
     found = run_workers(2, train, zero_stage, 2, 0, 4)[0]
@@ -99,6 +138,19 @@ def test_bf16_trains_with_float32_weights():
     assert all(value.dtype == torch.float32 for value in half["weights"].values() if value.is_floating_point())
     assert [loss for loss, _, _ in half["steps"]] == pytest.approx([loss for loss, _, _ in plain["steps"]], rel=0.05)
     assert half["steps"][0][0] != plain["steps"][0][0]
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_channels_last_lays_out_every_map_and_changes_nothing_else(zero_stage):
+    plain, last = (
+        run_workers(2, train, zero_stage, 1, 0, 5, None, None, "float32", 0.5, channels_last, 64)
+        for channels_last in (False, True)
+    )
+    assert largest_difference(last[0]["weights"], last[1]["weights"]) == 0
+    assert largest_difference(plain[0]["weights"], last[0]["weights"]) < 1e-4
+    assert largest_difference(plain[0]["optimizer"], last[0]["optimizer"]) < 1e-4
+    for one, other in zip(plain, last, strict=True):
+        assert one["layouts"].keys() == {"channels first"} and other["layouts"].keys() == {"channels last"}
 
 
 def test_stage_3_is_refused_with_the_reason():

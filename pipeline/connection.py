@@ -1,0 +1,96 @@
+"""The way to Ray: the cluster that RAY_ADDRESS names, or one on this machine for the time being."""
+
+import contextlib
+import os
+import re
+import socket
+from typing import Any
+
+import grpc
+import ray
+from ray._private.grpc_utils import init_grpc_channel
+from ray._private.services import canonicalize_bootstrap_address
+from ray.core.generated.gcs_service_pb2 import CheckAliveRequest
+from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+
+LIMIT_S = 30.0  # Ray itself tries for a quarter of an hour
+SOCKET = "ray/session_2000-01-01_00-00-00_000000_0000000/sockets/plasma_store"  # the longest path below Ray's folder
+SOCKET_BYTES = 107  # that a path may have on Linux
+HOW = "set it to HOST:PORT of a Ray head (port 6379 by default), or unset it for a Ray on this machine"
+
+
+def connect(cpus: int, **options: Any) -> None:
+    """Connect to the cluster that RAY_ADDRESS names, or start Ray on this machine.
+
+    Args:
+        cpus: how many Ray is to count at least where it is started, since they may be shared.
+        options: of ``ray.init``.
+
+    Raises:
+        ValueError: no Ray head answers at RAY_ADDRESS within ``LIMIT_S``, or Ray can't start here.
+    """
+    named = os.environ.get("RAY_ADDRESS", "")
+    if named in ("", "local"):
+        check_socket_paths()
+        ray.init(address="local", num_cpus=max(cpus, os.cpu_count() or 1), **options)
+    else:
+        check_address(named)
+        ray.init(**options)
+
+
+def check_socket_paths() -> None:
+    """``ValueError`` when the folder for temporary files is too deep for Ray's sockets."""
+    variable = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    folder = os.environ.get(variable, "/tmp")
+    room = SOCKET_BYTES - len(f"/{SOCKET}")
+    if len(os.fsencode(folder)) > room:
+        raise ValueError(
+            f"{variable}={folder}: too long a path for Ray's sockets, which leave it {room} bytes; "
+            "set RAY_TMPDIR to a shorter one, such as /tmp"
+        )
+
+
+def check_address(named: str) -> None:
+    """``ValueError`` when no Ray head answers at ``named``, the value of RAY_ADDRESS; says what to do."""
+    scheme = named.partition("://")[0] if "://" in named else ""
+    if scheme in ("http", "https"):
+        raise ValueError(
+            f"RAY_ADDRESS={named}: is a dashboard's, which takes jobs: "
+            f"ray job submit --address {named} --working-dir . -- python ...; else {HOW}"
+        )
+    if scheme:
+        what = "Ray Client, by which training can't be started" if scheme == "ray" else f"{scheme}://"
+        raise ValueError(f"RAY_ADDRESS={named}: is an address for {what}; {HOW}, or submit the command as a job")
+    address = named
+    if named == "auto":
+        try:
+            address = canonicalize_bootstrap_address(named)
+        except ConnectionError as error:
+            raise ValueError(f"RAY_ADDRESS=auto: no Ray runs on this machine; {HOW}") from error
+    parts = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+):(\d{1,5})", address)
+    if not parts or not 0 < int(parts[2]) < 2**16:
+        raise ValueError(f"RAY_ADDRESS={named}: is no address; {HOW}")
+    reason = _problem(address, parts[1].strip("[]"), int(parts[2]))
+    if reason:
+        at = f" ({address})" if named == "auto" else ""
+        raise ValueError(f"RAY_ADDRESS={named}{at}: {reason}; start Ray there, {HOW}")
+
+
+def _problem(address: str, host: str, port: int) -> str:
+    """Why no Ray head answers there within ``LIMIT_S``; empty when one does."""
+    with contextlib.closing(init_grpc_channel(address, [("grpc.enable_http_proxy", 0)])) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=LIMIT_S)
+            NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=LIMIT_S)
+        except grpc.FutureTimeoutError:
+            try:
+                socket.create_connection((host, port), timeout=1).close()
+            except OSError as error:
+                return f"no Ray head answers there in {LIMIT_S:g} s ({error})"
+            return f"what listens there is no Ray head, or doesn't answer in {LIMIT_S:g} s"
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNIMPLEMENTED:
+                return "what listens there is no Ray head, though it may be of Ray"
+            if error.code() != grpc.StatusCode.UNAUTHENTICATED:  # Ray itself finds tokens, and says where it looks
+                return f"the Ray head doesn't answer: {error.details()}"
+    return ""
