@@ -59,7 +59,7 @@ def train_all(configs: Sequence[Config], at_once: int | None) -> dict[str, str]:
     lpips = launch.check_scores(configs[0].evaluation, configs[0].checkpoint.metric)
     failed = {}
     with launch.cluster(resources.cpus_needed(configs[0]) * (at_once or 1)):
-        first = resources.with_devices(configs[0], manifests)
+        first = resources.with_devices(configs[0], manifests, at_once or 1)
         launch.check_cluster(first, manifests)
         limit = at_once or resources.runs_at_once(first)
         training = Training(provenance, ray.put(lpips))
