@@ -130,6 +130,8 @@ def evaluate(settings: EvaluateSettings, candidates: Sequence[Candidate], manife
     if not any(not waiting(conditions) for conditions in known):  # where all have been scored alike is no matter
         actors = evaluation.actors or 1
         with launch.cluster(actors * evaluation.cpus_per_actor):
+            part = {"CPU": float(evaluation.cpus_per_actor), "GPU": evaluation.gpus_per_actor or 0.0}
+            resources.wait_for([part] * actors)
             resources.check(actors * evaluation.cpus_per_actor, actors * (evaluation.gpus_per_actor or 0.0))
             check_nodes([manifest])
             evaluation = sized(evaluation, len(keys), list(resources.free_on_nodes().values()))

@@ -60,7 +60,7 @@ def train_all(configs: Sequence[Config], at_once: int | None) -> dict[str, str]:
     failed = {}
     with launch.cluster(resources.cpus_needed(configs[0]) * (at_once or 1)):
         # once, since what is free changes as runs start, and arms scored on different devices don't compare
-        first = resources.with_devices(configs[0], manifests)
+        first = resources.with_devices(configs[0], manifests, at_once or 1)
         waiting = [on_devices_of(first, config) for config in waiting]
         launch.check_cluster(first, manifests)
         limit = at_once or resources.runs_at_once(first)

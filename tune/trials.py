@@ -232,7 +232,7 @@ def with_room(search: SearchConfig, manifests: Sequence[Manifest]) -> tuple[Sear
     Raises:
         ValueError: the cluster has too little.
     """
-    search = resources.with_devices(side_by_side(search), manifests)
+    search = resources.with_devices(side_by_side(search), manifests, search.search.concurrent or 1)
     room, wanted = resources.runs_at_once(search), search.search.concurrent
     if wanted and wanted > room:
         raise ValueError(f"search.concurrent is {wanted}, but the Ray cluster has room for {room} trials at a time")

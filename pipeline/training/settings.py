@@ -24,6 +24,12 @@ class RunSettings(Settings):
     cpus_per_worker: int = Field(1, ge=1, description="CPU cores of each worker")
     seed: Seed = Field(0, description="fixes initial weights, sample order and augmentation")
     max_failures: int = Field(3, ge=0, description="lost workers or nodes after which the run gives up")
+    wait_s: float | None = Field(
+        None,
+        ge=0,
+        description="seconds to wait for nodes that the run needs and the cluster lacks so far; by default 600 where "
+        "Ray's autoscaler (version 2) brings nodes, else 0",
+    )
 
     @property
     def url(self) -> str:
