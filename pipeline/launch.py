@@ -111,9 +111,10 @@ def claim(config: Config, provenance: dict[str, Any]) -> None:
     """Take the run's name by storing settings and provenance, unless they are there and the run is continued."""
     url = config.run.url
     known = storage.join(url, SETTINGS)
-    for stale in (STOPPED, SNAPSHOT):
-        storage.delete(storage.join(url, stale))
     if storage.exists(known):
+        _refuse_another_run(config, provenance, url)  # it may have begun since it was checked
+        for stale in (STOPPED, SNAPSHOT):
+            storage.delete(storage.join(url, stale))
         return
     storage.write_text(storage.join(url, PROVENANCE), json.dumps(provenance, indent=2))
     storage.write_text(known, config.to_yaml())
@@ -130,7 +131,11 @@ def provenance_of(manifests: Sequence[Manifest]) -> dict[str, Any]:
 
 
 def train(
-    config: Config, manifests: Sequence[Manifest], provenance: dict[str, Any], lpips: BackboneWeights | str
+    config: Config,
+    manifests: Sequence[Manifest],
+    provenance: dict[str, Any],
+    lpips: BackboneWeights | str,
+    lease_id: str,
 ) -> None:
     """Train a run that has been checked, on all data sets, scoring each checkpoint on the first one's.
 
@@ -141,6 +146,7 @@ def train(
         manifests: of the data sets.
         provenance: what ``provenance_of`` gave.
         lpips: what ``check_scores`` gave.
+        lease_id: what ``lease.hold`` gave.
 
     Raises:
         TrainingStoppedError: training gave up before its last step.
@@ -154,7 +160,7 @@ def train(
     validation = Validation(config, pool)
     stopped = storage.join(config.run.url, STOPPED)
     try:
-        trainer(config, provenance, validation).fit()
+        trainer(config, provenance, validation, lease_id).fit()
         interruption.check()
         # Ray forgets a checkpoint whose scoring was cut off together with its driver
         for url in unscored(config.run.url):
@@ -169,14 +175,14 @@ def train(
         raise TrainingStoppedError(storage.read_text(stopped))
 
 
-def trainer(config: Config, provenance: dict[str, Any], validation: Validation) -> TorchTrainer:
+def trainer(config: Config, provenance: dict[str, Any], validation: Validation, lease_id: str) -> TorchTrainer:
     """Ray Train's trainer of a run."""
     from pipeline.training.loop import train  # brings DeepSpeed, which takes seconds and is not needed before
 
     filesystem, path = storage.arrow_filesystem(config.run.storage)
     return TorchTrainer(
         train,
-        train_loop_config={"config": config.model_dump(mode="json"), "provenance": provenance},
+        train_loop_config={"config": config.model_dump(mode="json"), "provenance": provenance, "lease": lease_id},
         scaling_config=ScalingConfig(
             num_workers=config.run.workers,
             use_gpu=bool(config.run.use_gpu),

@@ -2,7 +2,7 @@
 
 import sys
 
-from pipeline import launch, resources, storage
+from pipeline import launch, lease, resources, storage
 from pipeline.command_line import argument_parser, user_errors
 from pipeline.config import Config, parse_config
 from pipeline.evaluation import results
@@ -36,12 +36,12 @@ def run(config: Config) -> None:
         print(f"{config.run.url}: all {config.train.steps} steps are done and every checkpoint is scored")
         return
     lpips = launch.check_scores(config.evaluation, config.checkpoint.metric)
-    with launch.cluster(resources.cpus_needed(config)):
+    with lease.hold(config.run.url) as lease_id, launch.cluster(resources.cpus_needed(config)):
         config = resources.with_devices(config, manifests)
         print(config.to_yaml(), flush=True)
         launch.check_cluster(config, manifests)
         try:
-            launch.train(config, manifests, provenance, lpips)
+            launch.train(config, manifests, provenance, lpips, lease_id)
         except launch.TrainingStoppedError as reason:
             sys.exit(f"training stopped: {reason}")
 

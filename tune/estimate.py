@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline import launch, resources, storage
+from pipeline import launch, lease, resources, storage
 from pipeline.config import Config
 from pipeline.data.manifest import Manifest
 from pipeline.evaluation.backbone import BackboneWeights
@@ -91,7 +91,8 @@ def _measured(config: SearchConfig, manifests: Sequence[Manifest], lpips: Backbo
     storage.delete(short.run.url)
     begun = time.monotonic()
     try:
-        launch.train(short, manifests, launch.provenance_of(manifests), lpips)
+        with lease.hold(short.run.url) as lease_id:
+            launch.train(short, manifests, launch.provenance_of(manifests), lpips, lease_id)
         rates = [record["images_per_s"] for record in read_metrics(short.run.url)][-MEASURED:]
     finally:
         storage.delete(short.run.url)
