@@ -120,9 +120,10 @@ def claim(config: Config, provenance: dict[str, Any]) -> None:
     storage.write_text(known, config.to_yaml())
 
 
-def provenance_of(manifests: Sequence[Manifest]) -> dict[str, Any]:
-    """What the weights come from besides the settings: code, data sets and libraries."""
+def provenance_of(manifests: Sequence[Manifest], start: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What the weights come from besides the settings: code, data sets, libraries, and what ``find_start`` found."""
     return {
+        **({"start_from": start} if start else {}),
         "git": _git_hash(),
         "data": [manifest.url for manifest in manifests],
         "manifest_sha256": [manifest.checksum for manifest in manifests],
@@ -233,13 +234,19 @@ def _refuse_leaks(manifests: Sequence[Manifest]) -> None:
 def _refuse_another_run(config: Config, provenance: dict[str, Any], url: str) -> None:
     before = Config.model_validate(read_settings(storage.join(url, SETTINGS)))
     found = [f"{name}: {old} before, {new} now" for name, old, new in differences(before.identity(), config.identity())]
-    checksums = json.loads(storage.read_text(storage.join(url, PROVENANCE)))["manifest_sha256"]
+    known = json.loads(storage.read_text(storage.join(url, PROVENANCE)))
+    checksums = known["manifest_sha256"]
     if checksums != provenance["manifest_sha256"]:
         shown = (", ".join(one[:12] for one in several) for several in (checksums, provenance["manifest_sha256"]))
         found.append("data: manifest {} before, {} now".format(*shown))
+    starts = [each.get("start_from", {}).get("sha256", {}) for each in (known, provenance)]
+    if starts[0] != starts[1]:
+        shown = (", ".join(one[:12] for one in each.values()) or "nothing" for each in starts)
+        found.append("run.start_from: weights {} before, {} now".format(*shown))
     if found:
+        others = f", and --run.start-from {url} to begin with its weights" if before.network == config.network else ""
         raise ValueError(
-            f"{url}: a run of this name exists with other settings or data; choose another run.name\n  "
+            f"{url}: a run of this name exists with other settings or data; choose another run.name{others}\n  "
             + "\n  ".join(found)
         )
 

@@ -15,6 +15,7 @@ from pipeline import interruption, launch, lease, resources
 from pipeline.config import Config
 from pipeline.data.manifest import load_manifest
 from pipeline.evaluation import results
+from pipeline.start import find_start
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def train_all(configs: Sequence[Config], at_once: int | None) -> dict[str, str]:
         JobInterruptedError: the job is asked to make way; the same call continues.
     """
     manifests = launch.check_data(configs[0])
-    provenance = launch.provenance_of(manifests)
+    provenance = launch.provenance_of(manifests, find_start(configs[0]))
     for config in configs:
         launch.check_run(config, provenance)
     waiting = [each for each in configs if not results.is_finished(each.run.url, each.train.steps)]

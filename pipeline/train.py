@@ -8,6 +8,7 @@ from pipeline.config import Config, parse_config
 from pipeline.evaluation import results
 from pipeline.evaluation.results import Run
 from pipeline.reporting.report import REPORT, write_report
+from pipeline.start import find_start
 
 DRY_RUN_STEPS = 2
 
@@ -30,7 +31,7 @@ def main() -> None:
 def run(config: Config) -> None:
     """Train until every step is done and every checkpoint scored."""
     manifests = launch.check_data(config)
-    provenance = launch.provenance_of(manifests)
+    provenance = launch.provenance_of(manifests, find_start(config))
     launch.check_run(config, provenance)
     if results.is_finished(config.run.url, config.train.steps):
         print(f"{config.run.url}: all {config.train.steps} steps are done and every checkpoint is scored")

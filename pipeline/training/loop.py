@@ -10,7 +10,7 @@ when told to make way: write a checkpoint and return
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def _train(config: Config, provenance: dict[str, Any], lease_id: str) -> None:
     device = ray.train.torch.get_device()
     if context.get_world_rank() == 0:
         lease.check(config.run.url, lease_id)  # before checkpoints are set aside
-    task, engine, progress = _build(config, device)
+    task, engine, progress = _build(config, provenance.get("start_from"), device)
     loader = Loader([load_manifest(url) for url in config.data.urls], config.data, share, config.run.seed)
     reporter = _Reporter(config, provenance, lease_id, progress) if share.rank == 0 else None
     places = placement.gather()
@@ -106,19 +106,27 @@ def _train(config: Config, provenance: dict[str, Any], lease_id: str) -> None:
         reporter.monitor.close()
 
 
-def _build(config: Config, device: torch.device) -> tuple[TeacherStudent, Engine, Progress]:
-    """The method and its engine, with the state of the newest checkpoint or fresh from the seed."""
+def _build(
+    config: Config, start: Mapping[str, Any] | None, device: torch.device
+) -> tuple[TeacherStudent, Engine, Progress]:
+    """The method and its engine, with the state of the newest checkpoint, else as ``start`` or the seed has it."""
     torch.manual_seed(config.run.seed)
     task = TeacherStudent(config.network, config.objective, config.teacher)
     rank = ray.train.get_context().get_world_rank()
     newest = _newest_checkpoint(config.run.url, rank)
-    progress = checkpoint.load_weights(newest, task) if newest else Progress()
+    progress = Progress()
+    if newest:
+        progress = checkpoint.load_weights(newest, task)
+    elif start:
+        progress = checkpoint.load_start(start, task)
     task.to(device)
     engine = Engine(task, config.optimizer, config.micro_batch, config.train.accumulation)
     if newest:
         engine.load_optimizer_state(checkpoint.load_optimizer(newest), progress.updates)
-        if rank == 0:
-            say(f"continuing from {newest} at step {progress.step}")
+    if rank == 0 and newest:
+        say(f"continuing from {newest} at step {progress.step}")
+    elif rank == 0 and start:
+        say(f"starting from {start['url']}")
     return task, engine, progress
 
 
