@@ -107,17 +107,19 @@ def claim(config: Config, provenance: dict[str, Any]) -> None:
     """Take the run's name by storing settings and provenance, unless they are there and the run is continued."""
     url = config.run.url
     known = storage.join(url, SETTINGS)
-    for stale in (STOPPED, SNAPSHOT):
-        storage.delete(storage.join(url, stale))
     if storage.exists(known):
+        _refuse_another_run(config, provenance, url)  # it may have begun since it was checked
+        for stale in (STOPPED, SNAPSHOT):
+            storage.delete(storage.join(url, stale))
         return
     storage.write_text(storage.join(url, PROVENANCE), json.dumps(provenance, indent=2))
     storage.write_text(known, config.to_yaml())
 
 
-def provenance_of(manifests: Sequence[Manifest]) -> dict[str, Any]:
-    """What the weights come from besides the settings: code, data sets and libraries."""
+def provenance_of(manifests: Sequence[Manifest], start: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What the weights come from besides the settings: code, data sets, libraries, and what ``find_start`` found."""
     return {
+        **({"start_from": start} if start else {}),
         "git": _git_hash(),
         "data": [manifest.url for manifest in manifests],
         "manifest_sha256": [manifest.checksum for manifest in manifests],
@@ -126,7 +128,11 @@ def provenance_of(manifests: Sequence[Manifest]) -> dict[str, Any]:
 
 
 def train(
-    config: Config, manifests: Sequence[Manifest], provenance: dict[str, Any], lpips: BackboneWeights | str
+    config: Config,
+    manifests: Sequence[Manifest],
+    provenance: dict[str, Any],
+    lpips: BackboneWeights | str,
+    lease_id: str,
 ) -> None:
     """Train a run that has been checked, on all data sets, scoring each checkpoint on the first one's.
 
@@ -137,6 +143,7 @@ def train(
         manifests: of the data sets.
         provenance: what ``provenance_of`` gave.
         lpips: what ``check_scores`` gave.
+        lease_id: what ``lease.hold`` gave.
 
     Raises:
         TrainingStoppedError: training gave up before its last step.
@@ -150,7 +157,7 @@ def train(
     validation = Validation(config, pool)
     stopped = storage.join(config.run.url, STOPPED)
     try:
-        trainer(config, provenance, validation).fit()
+        trainer(config, provenance, validation, lease_id).fit()
         interruption.check()
         # Ray forgets a checkpoint whose scoring was cut off together with its driver; others were scored elsewhere
         for url in unscored(config.run.url, config.evaluation.conditions):
@@ -165,14 +172,14 @@ def train(
         raise TrainingStoppedError(storage.read_text(stopped))
 
 
-def trainer(config: Config, provenance: dict[str, Any], validation: Validation) -> TorchTrainer:
+def trainer(config: Config, provenance: dict[str, Any], validation: Validation, lease_id: str) -> TorchTrainer:
     """Ray Train's trainer of a run."""
     from pipeline.training.loop import train  # brings DeepSpeed, which takes seconds and is not needed before
 
     filesystem, path = storage.arrow_filesystem(config.run.storage)
     return TorchTrainer(
         train,
-        train_loop_config={"config": config.model_dump(mode="json"), "provenance": provenance},
+        train_loop_config={"config": config.model_dump(mode="json"), "provenance": provenance, "lease": lease_id},
         scaling_config=ScalingConfig(
             num_workers=config.run.workers,
             use_gpu=bool(config.run.use_gpu),
@@ -203,16 +210,22 @@ def _score(validation: Validation, url: str) -> None:
 def _refuse_another_run(config: Config, provenance: dict[str, Any], url: str) -> None:
     before = Config.model_validate(read_settings(storage.join(url, SETTINGS)))
     found = [f"{name}: {old} before, {new} now" for name, old, new in differences(before.identity(), config.identity())]
-    checksums = read_provenance(url).get("manifest_sha256", [])
+    known = read_provenance(url)
+    checksums = known.get("manifest_sha256", [])
     if checksums != provenance["manifest_sha256"]:
         shown = (
             ", ".join(one[:12] for one in several) or "unknown"
             for several in (checksums, provenance["manifest_sha256"])
         )
         found.append("data: manifest {} before, {} now".format(*shown))
+    starts = [each.get("start_from", {}).get("sha256", {}) for each in (known, provenance)]
+    if starts[0] != starts[1]:
+        shown = (", ".join(one[:12] for one in each.values()) or "nothing" for each in starts)
+        found.append("run.start_from: weights {} before, {} now".format(*shown))
     if found:
+        others = f", and --run.start-from {url} to begin with its weights" if before.network == config.network else ""
         raise ValueError(
-            f"{url}: a run of this name exists with other settings or data; choose another run.name\n  "
+            f"{url}: a run of this name exists with other settings or data; choose another run.name{others}\n  "
             + "\n  ".join(found)
         )
 

@@ -11,10 +11,11 @@ from ray.exceptions import RayError, RayTaskError
 from ray.train import WorkerGroupError
 from tqdm import tqdm
 
-from pipeline import interruption, launch, resources
+from pipeline import interruption, launch, lease, resources
 from pipeline.config import Config
 from pipeline.data.manifest import load_manifest
 from pipeline.evaluation import results
+from pipeline.start import find_start
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ class Training:
     def __call__(self, config: Config) -> None:
         """Returns when the last step is done and every checkpoint is scored; raises what ``launch.train`` raises."""
         manifests = [load_manifest(url) for url in config.data.urls]
-        launch.train(resources.with_devices(config, manifests), manifests, self.provenance, ray.get(self.lpips))
+        config = resources.with_devices(config, manifests)
+        with lease.hold(config.run.url) as lease_id:
+            launch.train(config, manifests, self.provenance, ray.get(self.lpips), lease_id)
 
 
 def train_all(configs: Sequence[Config], at_once: int | None) -> dict[str, str]:
@@ -50,7 +53,7 @@ def train_all(configs: Sequence[Config], at_once: int | None) -> dict[str, str]:
         JobInterruptedError: the job is asked to make way; the same call continues.
     """
     manifests = launch.check_data(configs[0])
-    provenance = launch.provenance_of(manifests)
+    provenance = launch.provenance_of(manifests, find_start(configs[0]))
     for config in configs:
         launch.check_run(config, provenance)
     waiting = [each for each in configs if not results.is_finished(each.run.url, each.train.steps)]

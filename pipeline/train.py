@@ -7,12 +7,13 @@ python pipeline/train.py --config lol_v1 --data.url lol_v1/shards --run.name hal
 import sys
 import uuid
 
-from pipeline import launch, resources, storage
+from pipeline import launch, lease, resources, storage
 from pipeline.command_line import argument_parser, user_errors
 from pipeline.config import Config, parse_config
 from pipeline.evaluation import results
 from pipeline.evaluation.results import Run
 from pipeline.reporting.report import REPORT, write_report
+from pipeline.start import find_start
 
 DRY_RUN_STEPS = 2
 
@@ -35,18 +36,18 @@ def main() -> None:
 def run(config: Config) -> None:
     """Train until every step is done and every checkpoint scored."""
     manifests = launch.check_data(config)
-    provenance = launch.provenance_of(manifests)
+    provenance = launch.provenance_of(manifests, find_start(config))
     launch.check_run(config, provenance)
     if results.is_finished(config.run.url, config.train.steps):
         print(f"{config.run.url}: all {config.train.steps} steps are done and every checkpoint is scored")
         return
     lpips = launch.check_scores(config.evaluation, config.checkpoint.metric)
-    with launch.cluster(resources.cpus_needed(config)):
+    with lease.hold(config.run.url) as lease_id, launch.cluster(resources.cpus_needed(config)):
         config = resources.with_devices(config, manifests)
         print(config.to_yaml(), flush=True)
         launch.check_cluster(config, manifests)
         try:
-            launch.train(config, manifests, provenance, lpips)
+            launch.train(config, manifests, provenance, lpips, lease_id)
         except launch.TrainingStoppedError as reason:
             sys.exit(f"training stopped: {reason}")
 

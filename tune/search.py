@@ -14,6 +14,7 @@ from pipeline.command_line import argument_parser, user_errors
 from pipeline.config import Config, parse_config
 from pipeline.data.manifest import Manifest
 from pipeline.reporting.report import REPORT
+from pipeline.start import find_start
 from tune import conclusion, report, space, trial_tables, trials
 from tune.conclusion import Conclusion
 from tune.estimate import estimate
@@ -57,7 +58,7 @@ def search(config: SearchConfig, manifests: Sequence[Manifest], study: Study) ->
         sized, concurrent = trials.with_room(config, manifests)
         print("\n".join([sized.to_yaml(), *space.notes(config)]), flush=True)
         launch.check_cluster(sized, manifests)
-        training = runs.Training(launch.provenance_of(manifests), ray.put(lpips))
+        training = runs.Training(launch.provenance_of(manifests, find_start(config)), ray.put(lpips))
         trials.run(sized, study, training, concurrent)
         interruption.check()
     if not study.is_complete() and study.seconds_left() != 0:

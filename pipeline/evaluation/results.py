@@ -66,6 +66,12 @@ class Run:
         """The folder's name."""
         return storage.name_of(self.url)
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides its weights, data apart: its settings', and the weights that it began with."""
+        start = self.provenance.get("start_from")
+        return self.config.identity() | ({"start_from": start["sha256"][checkpoint.STUDENT][:12]} if start else {})
+
     @cached_property
     def chosen(self) -> str | None:
         """Name of the best checkpoint by the development split; none while none has been scored."""
@@ -155,7 +161,7 @@ def arms(runs: Sequence[Run]) -> dict[str, dict[int, Run]]:
     for run in runs:
         differing = [
             f"{name.rsplit('.', 1)[-1]} {value}"
-            for name, _, value in differences(runs[0].config.identity(), run.config.identity())
+            for name, _, value in differences(runs[0].identity, run.identity)
             if name != "seed"
         ]
         arm = grouped.setdefault(", ".join(differing) or "reference", {})

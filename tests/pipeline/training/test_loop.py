@@ -16,7 +16,7 @@ def train(settings):
 
     from pipeline.training import loop
 
-    config = {"config": settings, "provenance": {}}
+    config = {"config": settings, "provenance": {}, "lease": "none"}
     with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(printed):
         trainer = TorchTrainer(loop.train, train_loop_config=config, scaling_config=ScalingConfig(num_workers=0))
         with contextlib.suppress(ValueError):
