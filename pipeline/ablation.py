@@ -33,7 +33,12 @@ def configs_of(base: Config, arms: Sequence[str], seeds: Sequence[int]) -> list[
     """A run's settings for each arm and seed, the reference first, stored below ``<base.run.url>``.
 
     Arms that change nothing of the base are left out, since the reference is them.
+
+    Raises:
+        ValueError: the base has a seed of its own, which would have no effect.
     """
+    if base.run.seed:
+        raise ValueError(f"run.seed ({base.run.seed}) has no effect on ablations: give --seeds, and leave it at 0")
     configs = []
     for arm in dict.fromkeys([REFERENCE, *arms]):
         settings = base.model_dump(mode="json")

@@ -85,7 +85,8 @@ def main() -> None:
             table, page = tables.candidates_table(scored), ""
         else:
             scored = dict(zip(names, chosen, strict=True))
-            table, page = with_report(first, chosen[0], settings.split)
+            last = evaluation_settings(settings, candidates).last
+            table, page = with_report(first, chosen[0], settings.split, last)
         print(f"\n{table}" + (f"\n\nreport: {page}" if page else ""))
         if settings.out:
             scores.write(settings.out, pd.concat(chosen))
@@ -93,14 +94,14 @@ def main() -> None:
             storage.write_text(settings.json_file, as_json(table, scored))
 
 
-def with_report(candidate: Candidate, rows: Table, split: Split) -> tuple[TextTable, str]:
-    """The table of one candidate's rows; of a run also its report, written anew, and its URL."""
+def with_report(candidate: Candidate, rows: Table, split: Split, last: int) -> tuple[TextTable, str]:
+    """The table of one candidate's rows; of a run with the mean of the ``last``, and its report's URL, made anew."""
     if not candidate.run:
         return tables.checkpoint_table(rows), ""
     run, page = Run.load(candidate.run), storage.join(candidate.run, REPORT)
     write_report([run], page)
     of_split = run.scores[run.scores["split"] == split]
-    return tables.checkpoint_table(rows, of_split, run.config.evaluation.last), page
+    return tables.checkpoint_table(rows, of_split, last), page
 
 
 def evaluate(settings: EvaluateSettings, candidates: Sequence[Candidate], manifest: Manifest) -> list[Table]:

@@ -149,10 +149,11 @@ def test_evaluate_compares_runs_checkpoints_and_pictures(scored_on_test, command
 
 def test_ablations_end_in_a_table_of_arms_over_seeds(command, shards, tmp_path):
     changes = {"--data.url": shards, "--run.storage": str(tmp_path), "--run.name": "arms"}
-    arguments = [*options(**changes), "--arms", "no-mirror", "--seeds", "7"]
+    arguments = [*options(**changes), "--arms", "no-mirror", "--seeds", "7", "--at-once", "2"]
     output = command("pipeline/ablate.py", *arguments)
     for arm in ("reference", "mirror_weight 0.0"):
         assert re.search(rf"^{arm} +1 +\d+\.\d\d ", output, re.MULTILINE)
+    assert "runs, 2 at a time" in output
     assert (tmp_path / "arms/no-mirror-seed7/checkpoint-00000004/student.safetensors").exists()
     assert f"report: {tmp_path}/arms/report.html" in output
     again = command("pipeline/ablate.py", *arguments, timeout_s=60)

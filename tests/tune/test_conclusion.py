@@ -1,10 +1,14 @@
 """What a search comes to, on runs over seeds whose scores are made up."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from score_tables import draw_arms, make_run
 
+from pipeline import runs
 from tune import conclusion
+from tune import search as command
 from tune.settings import SearchConfig
 from tune.study import Trial
 
@@ -50,6 +54,17 @@ def test_the_runs_over_seeds_are_of_other_seeds_and_of_the_trials_settings(confi
         ("trial-0003-seed7", 7, 4.0),
     ]
     assert {run.run.storage for run in runs} == {config.url} and {run.evaluation.actors for run in runs} == {1}
+
+
+def test_the_top_trials_are_trained_over_as_many_seeds_as_are_asked_for(tmp_path, monkeypatch):
+    trials = [trial(3, 25.0), trial(0, 24.0), trial(1, 23.0), trial(2, 22.0)]
+    study = SimpleNamespace(best=lambda: trials, trial=lambda number: trials[1])
+    trained = []
+    monkeypatch.setattr(runs, "train_all", lambda configs, at_once: trained.extend(configs) or {})
+    monkeypatch.setattr(conclusion, "conclude", lambda config, compared: None)
+    command.over_seeds(config_of(tmp_path, top=2, seeds=4), study)
+    assert {run.run.name.split("-seed")[0] for run in trained} == {"trial-0000", "trial-0001", "trial-0003"}
+    assert len({run.run.seed for run in trained}) == 4 and len(trained) == 3 * 4
 
 
 def test_the_best_over_seeds_is_chosen_and_not_the_best_of_the_search(config):

@@ -197,6 +197,15 @@ def test_runs_may_lie_on_s3(driver, s3, tmp_path):
     assert {"trial-0000", "trial-0001"} <= set(storage.listdir(f"{bucket}/formula-search"))
 
 
+def test_trials_at_the_same_time_are_as_many_as_are_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(trials.resources, "with_devices", lambda config, manifests: config)
+    monkeypatch.setattr(trials.resources, "runs_at_once", lambda config: 4)
+    at_once = [trials.with_room(config_of(tmp_path / str(n), concurrent=n), [])[1] for n in (None, 3)]
+    assert at_once == [4, 3]
+    with pytest.raises(ValueError, match=r"search.concurrent is 5, but the Ray cluster has room for 4 trials"):
+        trials.with_room(config_of(tmp_path / "5", concurrent=5), [])
+
+
 def test_time_that_is_over_leaves_trials_to_go_on_another_time(driver, tmp_path):
     def slow(config: Config) -> None:
         write_scores(config, EVERY, 10.0)

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,13 @@ def test_pictures_of_the_best_the_worst_and_some_fixed_images_are_stored(pool: P
     for key in pictured:
         assert [Image.open(Path(url, "pictures-test", f"{key}.{view}.webp")).size for view in VIEWS] == [(96, 64)] * 5
     assert Image.open(Path(url, "grid-test.png")).width > 4 * 96
+
+
+def test_the_grid_shows_as_many_images_as_are_asked_for(pool: Pool, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[list[str]] = []
+    monkeypatch.setattr(pools, "image_grid", lambda rows, columns, titles: drawn.append(titles) or b"a picture")
+    replace(pool, settings=pool.settings.model_copy(update={"grid_images": 3})).score(url)
+    assert [len(titles) for titles in drawn] == [3]
 
 
 def test_pictures_made_elsewhere_are_scored_as_they_are(pool: Pool, manifest: Manifest, tmp_path: Path) -> None:

@@ -1,37 +1,22 @@
-"""The training loop on one worker, in Ray Train's local mode: no cluster, the same loop."""
-
-import contextlib
-import io
+"""The training loop on one worker, without a cluster."""
 
 from datasets import packed
-from workers import run_workers
+from local_training import train
+
+from pipeline.config import Config
 
 STEPS = 20
 
 
-def train(settings):
-    """Run the loop on a worker; what it printed."""
-    from ray.train import ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    from pipeline.training import loop
-
-    config = {"config": settings, "provenance": {}, "lease": "none"}
-    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(printed):
-        trainer = TorchTrainer(loop.train, train_loop_config=config, scaling_config=ScalingConfig(num_workers=0))
-        with contextlib.suppress(ValueError):
-            trainer.fit()
-    return printed.getvalue()
-
-
 def settings_of(folder, data):
-    return {
+    settings = {
         "run": {"name": "run", "storage": str(folder)},
         "data": {"url": data, "crop": 32, "cache_gib": 0},
         "network": {"width": 1 / 16},
         "optimizer": {"learning_rate": 1e30, "warmup_steps": 0},
         "train": {"steps": STEPS, "nonfinite_limit": 3, "log_every": 1},
     }
+    return Config.model_validate(settings)
 
 
 def test_what_the_user_must_change_ends_the_run_with_the_reason_in_one_line(tmp_path):
@@ -41,18 +26,17 @@ def test_what_the_user_must_change_ends_the_run_with_the_reason_in_one_line(tmp_
     for name in ("student.safetensors", "teacher.safetensors", "optimizer.safetensors"):
         (older / name).touch()
     (older / "state.json").write_text('{"step": 2}')
-    run_workers(1, train, settings)
+    train(settings)
     assert (tmp_path / "run/stopped.txt").read_text() == (
         f"{older}: state.json has no checksums, as an older version of this program wrote it; continue the run with "
         "that version"
     )
     (older / "state.json").unlink()  # whatever the next workers would find, they leave it at that
-    assert run_workers(1, train, settings) == [""]
+    assert train(settings).printed == ""
 
 
 def test_a_loss_that_stays_not_finite_stops_the_run_with_the_reason(tmp_path):
-    settings = settings_of(tmp_path, packed(tmp_path / "pairs"))
-    (printed,) = run_workers(1, train, settings)
+    printed = train(settings_of(tmp_path, packed(tmp_path / "pairs"))).printed
     assert printed.count("left out: the loss or its gradient is not finite") == 3
     assert (tmp_path / "run/stopped.txt").read_text().startswith("3 steps in a row (train.nonfinite_limit)")
     assert f"step {STEPS}/" not in printed
