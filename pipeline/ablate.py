@@ -1,6 +1,6 @@
 """Trains the ablations of the method over seeds and compares them with the reference."""
 
-from pipeline import ablation, runs, storage
+from pipeline import ablation, runs, storage, terminal
 from pipeline.command_line import argument_parser, user_errors
 from pipeline.config import Config, parse_config
 from pipeline.evaluation.results import Run, arms
@@ -33,7 +33,7 @@ def main() -> None:
         trained = [Run.load(config.run.url) for config in configs]
         page = storage.join(base.run.url, REPORT)
         write_report(trained, page)
-        print(f"\n{chosen_table(arms(trained), base.checkpoint.split)}\n\nreport: {page}")
+        terminal.say(f"\n{chosen_table(arms(trained), base.checkpoint.split)}\n\nreport: {page}")
 
 
 if __name__ == "__main__":

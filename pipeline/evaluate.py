@@ -7,7 +7,7 @@ import pandas as pd
 from pydantic import Field, model_validator
 
 from iaml import Settings
-from pipeline import launch, resources, storage
+from pipeline import launch, resources, storage, terminal
 from pipeline.checkpoint import SETTINGS
 from pipeline.command_line import parse_settings, user_errors
 from pipeline.data.manifest import Manifest, load_manifest
@@ -71,15 +71,15 @@ def main() -> None:
         if others:
             names = unique([candidate.name for candidate in candidates])
             of_method = [rows[rows["method"] == each.method] for each, rows in zip(candidates, chosen, strict=True)]
-            print(f"\n{tables.candidates_table(dict(zip(names, of_method, strict=True)))}")
+            terminal.say(f"\n{tables.candidates_table(dict(zip(names, of_method, strict=True)))}")
         elif first.run:
             run, page = Run.load(first.run), storage.join(first.run, REPORT)
             write_report([run], page)
             of_split = run.scores[run.scores["split"] == settings.split]
             table = tables.checkpoint_table(chosen[0], of_split, run.config.evaluation.last)
-            print(f"\n{table}\n\nreport: {page}")
+            terminal.say(f"\n{table}\n\nreport: {page}")
         else:
-            print(f"\n{tables.checkpoint_table(chosen[0])}")
+            terminal.say(f"\n{tables.checkpoint_table(chosen[0])}")
         if settings.out:
             scores.write(settings.out, pd.concat(chosen))
 
@@ -106,13 +106,13 @@ def evaluate(settings: EvaluateSettings, candidates: Sequence[Candidate], manife
     found: dict[str, Table] = {}
     if waiting:
         actors = evaluation.actors or 1
-        with launch.cluster(actors * evaluation.cpus_per_actor):
+        with launch.cluster(actors * evaluation.cpus_per_actor, None):
             resources.check(actors * evaluation.cpus_per_actor, actors * (evaluation.gpus_per_actor or 0.0))
             check_nodes([manifest])
             evaluation = sized(evaluation, len(keys), list(resources.free_on_nodes().values()))
             pool = Pool.start(evaluation, manifest, split, lpips)
             for each in waiting:
-                print(f"scoring {each.url}", flush=True)
+                terminal.say(f"scoring {each.url}")
                 if each.config:
                     found[each.url] = pool.score(each.url, progress=True)
                 else:

@@ -2,7 +2,7 @@
 
 import sys
 
-from pipeline import launch, resources, storage
+from pipeline import launch, resources, storage, terminal
 from pipeline.command_line import argument_parser, user_errors
 from pipeline.config import Config, parse_config
 from pipeline.evaluation import results
@@ -23,22 +23,22 @@ def main() -> None:
         if "dry_run" in options:
             dry_run(config)
         else:
-            run(config)
+            run(config, storage.join(config.run.url, terminal.LOG))
             show(config)
 
 
-def run(config: Config) -> None:
-    """Train until every step is done and every checkpoint scored."""
+def run(config: Config, log: str | None) -> None:
+    """Train until every step is done and every checkpoint scored; for the log see ``launch.cluster``."""
     manifests = launch.check_data(config)
     provenance = launch.provenance_of(manifests)
     launch.check_run(config, provenance)
     if results.is_finished(config.run.url, config.train.steps):
-        print(f"{config.run.url}: all {config.train.steps} steps are done and every checkpoint is scored")
+        terminal.say(f"{config.run.url}: all {config.train.steps} steps are done and every checkpoint is scored")
         return
     lpips = launch.check_scores(config.evaluation, config.checkpoint.metric)
-    with launch.cluster(resources.cpus_needed(config)):
+    with launch.cluster(resources.cpus_needed(config), log):
         config = resources.with_devices(config, manifests)
-        print(config.to_yaml(), flush=True)
+        terminal.say(config.to_yaml())
         launch.check_cluster(config, manifests)
         try:
             launch.train(config, manifests, provenance, lpips)
@@ -51,7 +51,7 @@ def show(config: Config) -> None:
     finished = Run.load(config.run.url)
     page = storage.join(finished.url, REPORT)
     write_report([finished], page)
-    print(f"\n{finished.table(config.checkpoint.split)}\n\nreport: {page}")
+    terminal.say(f"\n{finished.table(config.checkpoint.split)}\n\nreport: {page}")
 
 
 def dry_run(config: Config) -> None:
@@ -64,10 +64,10 @@ def dry_run(config: Config) -> None:
     storage.check_writable(short.run.storage)
     storage.delete(short.run.url)
     try:
-        run(short)
+        run(short, log=None)
     finally:
         storage.delete(short.run.url)
-    print(f"dry run passed: data, storage and resources serve; {DRY_RUN_STEPS} steps ran and were scored")
+    terminal.say(f"dry run passed: data, storage and resources serve; {DRY_RUN_STEPS} steps ran and were scored")
 
 
 if __name__ == "__main__":

@@ -18,10 +18,9 @@ import ray.train
 from PIL import Image
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from tqdm import tqdm
 
 from pipeline import checkpoint as checkpoints
-from pipeline import storage
+from pipeline import storage, terminal
 from pipeline.config import Config
 from pipeline.data.images import read_rgb
 from pipeline.data.manifest import Manifest
@@ -34,7 +33,6 @@ from pipeline.evaluation.scores import Table, scores_file
 from pipeline.evaluation.scoring import LIBRARIES, Row, Scorer, Shared, fit_gamma
 from pipeline.evaluation.settings import EvaluationSettings, Split
 from pipeline.interruption import JobInterruptedError
-from pipeline.training.monitor import say
 
 IMAGES_PER_ACTOR = 4  # fewer are not worth an actor's start
 GPU_SHARE = 0.5
@@ -142,7 +140,8 @@ class Pool:
         """What ``task(actor, key)`` gives for each of ``keys``, all by default."""
         shares = [[key for key in share if keys is None or key in keys] for share in self.shares]
         results = Dispatch(self.actors, shares, task).results()
-        return dict(tqdm(results, "scoring", sum(map(len, shares)), unit="image", disable=not progress))
+        count = sum(map(len, shares))
+        return dict(terminal.bar(results, title="scoring", total=count, unit="image", hidden=not progress))
 
     def _table(self, url: str, step: int, found: Mapping[str, list[Row] | RayError], methods: Sequence[str]) -> Table:
         """All rows, image by image, those included that only say why an image could not be scored."""
@@ -202,7 +201,11 @@ class Validation:
         score = float(score_of_images(scored, self.config).mean(skipna=False))
         table = scores.put_together(self.config.run.url)
         prune(self.config, table[table["data"] == self.pool.data])
-        say(f"{storage.name_of(url)} scored: {self.config.checkpoint.ranking} {score:.4f}")
+        ranking, step = self.config.checkpoint, int(scored["step"].iloc[0])
+        terminal.say(
+            f"{storage.name_of(url)} scored: {ranking.ranking} {score:.4f}",
+            score=f"{ranking.weights} {ranking.metric.upper()} {score:.4g} (checkpoint {step})",
+        )
         return score
 
 

@@ -29,9 +29,10 @@ from pipeline.data.manifest import load_manifest
 from pipeline.data.order import Share
 from pipeline.data.shard import BadDataError
 from pipeline.telemetry import Telemetry
+from pipeline.terminal import say
 from pipeline.training import placement
 from pipeline.training.engine import Engine, StepResult
-from pipeline.training.monitor import Monitor, say
+from pipeline.training.monitor import Monitor
 from pipeline.training.notices import Notices
 
 Step = tuple[int, list[Batch]]

@@ -5,7 +5,6 @@
 """
 
 import json
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from pipeline import storage
+from pipeline import storage, terminal
 from pipeline.telemetry import Telemetry
 
 METRICS, EVENTS = "metrics.jsonl", "tensorboard"
@@ -52,7 +51,10 @@ class Monitor:
                 self._writer.add_scalar(name, value, step)
         remaining = (self._steps - step) / rate
         values = "  ".join(f"{name} {value:.4g}" for name, value in record.items() if name != "step")
-        say(f"step {step}/{self._steps}  {values}  ETA {remaining // 60:.0f}m{remaining % 60:02.0f}s")
+        done, eta = f"step {step}/{self._steps}", f"ETA {remaining // 60:.0f}m{remaining % 60:02.0f}s"
+        loss = f"  loss {metrics['loss']:.3g}" if "loss" in metrics else ""
+        live = f"{done}{loss}  {record['images_per_s']:.3g} images/s  {eta}"
+        terminal.say(f"{done}  {values}  {eta}", live=live)
 
     def note_checkpoint(self, step: int) -> None:
         """A checkpoint that is to be scored has been written."""
@@ -79,12 +81,6 @@ def read_metrics(run: str) -> list[dict[str, Any]]:
     if not storage.exists(url):
         return []
     return [json.loads(line) for line in storage.read_text(url).splitlines()]
-
-
-def say(message: str) -> None:
-    """Show a line at once; Ray Train's own ``print`` would show it twice."""
-    sys.stdout.write(f"{message}\n")
-    sys.stdout.flush()
 
 
 def _event_folder(run: str) -> Path:

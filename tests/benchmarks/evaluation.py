@@ -105,7 +105,7 @@ def speed(root: Path, data: str, workers: int, training: list[int], evaluation: 
     launch.Validation = OnCores  # type: ignore[misc]
     loop.train = on_cores(training)
     stay_on(EVALUATION_CORES if training == TRAINING_CORES else CORES)  # and so do Ray's own processes
-    with launch.cluster(resources.cpus_needed(config)):
+    with launch.cluster(resources.cpus_needed(config), None):
         config = resources.with_devices(config, manifests)
         launch.train(config, manifests, launch.provenance_of(manifests), find_lpips(config.evaluation))
     return median(each["images_per_s"] for each in read_metrics(config.run.url) if each["step"] > WARM_UP)
