@@ -33,7 +33,7 @@ def user_errors() -> Iterator[None]:
     except ValidationError as error:
         sys.exit(_fail("\n".join(_describe(problem) for problem in error.errors())))
     except KeyboardInterrupt:
-        _fail("interrupted")
+        print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except (ValueError, OSError) as error:  # the latter from disks, networks and servers
         sys.exit(_fail("\n".join([str(error), *getattr(error, "__notes__", [])])))

@@ -108,6 +108,7 @@ def relay(*, shown: bool = True) -> Iterator[None]:
         shown: whether what they say is shown; of many runs at a time it is not, since nobody could tell whose it is.
     """
     from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+    from ray._private.worker import filter_autoscaler_events
 
     screen = _screen
     assert screen is not None
@@ -117,7 +118,8 @@ def relay(*, shown: bool = True) -> Iterator[None]:
         nonlocal newest
         newest = time.monotonic()
         source = f"{batch.get('actor_name') or batch.get('task_name') or ''} pid={batch['pid']} ip={batch['ip']}"
-        for line in batch["lines"]:
+        is_autoscaler = batch["pid"] == "autoscaler"  # which prints all it knows every few seconds, some events apart
+        for line in filter_autoscaler_events(batch["lines"]) if is_autoscaler else batch["lines"]:
             text, _, extra = line.partition(MARK)
             screen.log.write(f"({source.strip()}) {text}")
             if extra and shown:

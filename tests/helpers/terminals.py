@@ -8,8 +8,19 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
+# of a process: a group that gets Ctrl-C as the one in a terminal's foreground does; a shell's background jobs ignore it
+IN_FOREGROUND: dict[str, Any] = {
+    "start_new_session": True,
+    "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+}
+
+
+def press_ctrl_c(process: subprocess.Popen[Any]) -> None:
+    """Interrupt a process in the foreground and all that it has started there."""
+    os.killpg(process.pid, signal.SIGINT)
 
 
 class Terminal:
@@ -19,10 +30,14 @@ class Terminal:
         ours, theirs = os.openpty()
         self.shown = ""
         self.process = subprocess.Popen(
-            [sys.executable, *arguments], cwd=ROOT, env=environment, stdin=theirs, stdout=theirs, stderr=theirs,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-        )  # fmt: skip
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env=environment,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            **IN_FOREGROUND,
+        )
         os.close(theirs)
         self._screen = ours
 
@@ -34,7 +49,7 @@ class Terminal:
 
     def press_ctrl_c(self) -> None:
         """Interrupt all processes that the terminal's foreground holds."""
-        os.killpg(self.process.pid, signal.SIGINT)
+        press_ctrl_c(self.process)
 
     def end(self, limit_s: float = 200) -> int:
         """Read to the end; the process's status."""
