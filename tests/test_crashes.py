@@ -99,6 +99,9 @@ def test_ctrl_c_at_a_terminal_reaches_all_processes_of_a_ray_of_ones_own_and_the
     assert user.end() == interruption.STATUS, user.shown
     assert user.shown.rstrip().endswith("interrupted: the same command continues")
     (interim,) = tmp_path.glob("run/interim-*")
+    # the session's Ray runs as well; processes that look for one find two
+    log = (tmp_path / "run/log.txt").read_text()
+    assert "real_accelerator.py" in log and "multiple active Ray instances" not in log
     again = own_ray(command, shards, tmp_path, "run")
     again.wait_for(rf"continuing from {interim} at step {int(interim.name[-8:])}")
     again.press_ctrl_c()

@@ -8,7 +8,7 @@ MEANT = (
     r"",
     r"no LPIPS: .+",
     r"LPIPS \w+ from .+ \(sha256 \w{64}\)",
-    r"Ray [\d.]+ (on this machine|at [\d.]+:\d+), dashboard http://[\w.]+:\d+",
+    r"Ray [\d.]+ (on this machine|at [\d.]+:\d+)(, dashboard http://[\w.]+:\d+)?",
     r"cache .+: keeps .+ GiB",
     r"node \S+: ranks? [\d, -]+ on (CPU|GPU [\d, -]+)",
     rf"step \d+/\d+  {'  '.join(f'{term} {NUMBER}' for term in TERMS)}  ETA \d+m\d\ds",
