@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from pipeline import storage
+from pipeline import storage, terminal
 
 LEASE = "lease.json"
 BEAT_S = 10.0
@@ -105,10 +105,14 @@ def hold(run: str) -> Iterator[str]:
 
 def check(run: str, id: str) -> None:
     """``LeaseLostError`` when the lease of ``run`` is another's than that of ``id``."""
-    found = storage.read_version(storage.join(run, LEASE))
-    holder = Holder.parse(found[0]) if found else None
-    if holder and holder.id != id:
-        raise LeaseLostError(f"{run}: {holder}; what this process was about to write there is dropped")
+    other = _other_holder(run, id)
+    if other:
+        raise LeaseLostError(f"{run}: {other}; what this process was about to write there is dropped")
+
+
+def is_lost(run: str, id: str) -> bool:
+    """Whether the lease of ``run`` is another's than that of ``id``."""
+    return _other_holder(run, id) is not None
 
 
 class _Lease(threading.Thread):
@@ -137,9 +141,7 @@ class _Lease(threading.Thread):
             if holder and not holder.is_gone():
                 if not seen or seen.id != holder.id:
                     seen, until = holder, time.monotonic() + BEATS * BEAT_S
-                    print(
-                        f"{self._run_url}: {holder}; waiting up to {BEATS * BEAT_S:.0f} s for a sign of it", flush=True
-                    )
+                    terminal.say(f"{self._run_url}: {holder}; waiting up to {BEATS * BEAT_S:.0f} s for a sign of it")
                 if holder.beat != seen.beat:
                     raise ValueError(f"{self._run_url}: {holder}; wait for it, stop it, or choose another run.name")
                 if time.monotonic() < until:
@@ -195,6 +197,12 @@ class _Lease(threading.Thread):
     def _is_ours(self, data: bytes) -> bool:
         holder = Holder.parse(data)
         return holder is not None and holder.id == self.holder.id
+
+
+def _other_holder(run: str, id: str) -> Holder | None:
+    found = storage.read_version(storage.join(run, LEASE))
+    holder = Holder.parse(found[0]) if found else None
+    return holder if holder and holder.id != id else None
 
 
 def _user() -> str:

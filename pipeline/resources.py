@@ -8,7 +8,7 @@ from ray._private.state import available_resources_per_node
 from ray.autoscaler.sdk import request_resources
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 
-from pipeline import interruption
+from pipeline import interruption, terminal
 from pipeline.config import AnyConfig, Config
 from pipeline.data.manifest import Manifest
 from pipeline.evaluation.pool import sized
@@ -66,7 +66,7 @@ def wait_for(parts: Sequence[dict[str, float]], limit_s: float | None = None) ->
         return
     totals = {name: sum(part.get(name, 0.0) for part in parts) for name in ("CPU", "GPU")}
     wanted = " and ".join(f"{amount:g} {name}s" for name, amount in totals.items() if amount)
-    print(f"waiting up to {limit_s:g} s for nodes with {wanted} (run.wait_s)", flush=True)
+    terminal.say(f"waiting up to {limit_s:g} s for nodes with {wanted} (run.wait_s)")
     request_resources(bundles=[{name: amount for name, amount in part.items() if amount} for part in parts])
     deadline = time.monotonic() + limit_s
     try:

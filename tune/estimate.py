@@ -35,7 +35,7 @@ class Pace:
 def estimate(config: SearchConfig, manifests: Sequence[Manifest]) -> str:
     """The answer to a dry run, as text; trains a few steps, which are deleted again."""
     lpips = launch.check_scores(config.evaluation)
-    with launch.cluster(resources.cpus_needed(config) * (config.search.concurrent or 1), quiet=True):
+    with launch.cluster(resources.cpus_needed(config) * (config.search.concurrent or 1), None, quiet=True):
         sized, concurrent = with_room(config, manifests)
         return plan(config, concurrent, _measured(sized, manifests, lpips))
 

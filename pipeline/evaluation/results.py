@@ -16,7 +16,8 @@ from pipeline.evaluation import scores
 from pipeline.evaluation.scores import Table, scores_file
 from pipeline.evaluation.settings import Split
 from pipeline.evaluation.tables import TextTable, checkpoint_table
-from pipeline.training.monitor import read_metrics, say_once
+from pipeline.terminal import say_once
+from pipeline.training.monitor import read_metrics
 
 VIEWS = ("low", "gamma", "enhanced", "clean", "error")  # of an image, as pictures show it
 BRIGHTEST_ERROR = 0.5  # mean difference over the channels at which the map of errors ends

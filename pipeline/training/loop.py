@@ -29,9 +29,10 @@ from pipeline.data.loader import Loader
 from pipeline.data.manifest import load_manifest
 from pipeline.data.order import Share
 from pipeline.telemetry import Telemetry
+from pipeline.terminal import say
 from pipeline.training import placement
 from pipeline.training.engine import Engine, StepResult
-from pipeline.training.monitor import Monitor, say
+from pipeline.training.monitor import Monitor
 from pipeline.training.notices import Notices
 
 NOT_FINITE = (
@@ -54,6 +55,8 @@ def train(settings: dict[str, Any]) -> None:
     config = Config.model_validate(settings["config"])
     if storage.exists(storage.join(config.run.url, checkpoint.STOPPED)):
         return
+    if lease.is_lost(config.run.url, settings["lease"]):
+        return  # the driver says it; workers that were started again would lose their checkpoints again
     try:
         _train(config, settings["provenance"], settings["lease"])
     except ValueError as error:
