@@ -4,7 +4,7 @@ python pipeline/ablate.py --config lol_v1 --data.url s3://bucket/lol_v1 --seeds 
 python pipeline/ablate.py --config lol_v1 --data.url lol_v1/shards --arms no-mirror no-ema --seeds 0 1 --at-once 2
 """
 
-from pipeline import ablation, runs, storage
+from pipeline import ablation, runs, storage, terminal
 from pipeline.command_line import argument_parser, user_errors
 from pipeline.config import Config, parse_config
 from pipeline.evaluation.results import Run, arms
@@ -39,7 +39,7 @@ def main() -> None:
         trained = [Run.load(config.run.url) for config in configs]
         page = storage.join(base.run.url, REPORT)
         write_report(trained, page)
-        print(f"\n{chosen_table(arms(trained), base.checkpoint.split)}\n\nreport: {page}")
+        terminal.say(f"\n{chosen_table(arms(trained), base.checkpoint.split)}\n\nreport: {page}")
 
 
 if __name__ == "__main__":

@@ -14,12 +14,13 @@ scores-dev.parquet, pictures-dev/, grid-dev.png   added when the checkpoint has 
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
@@ -49,12 +50,14 @@ class Progress:
         samples: position in the stream of samples.
         updates: steps that moved the weights, and with them the teacher.
         nonfinite_in_a_row: steps left out since the last one that moved the weights.
+        updates_before: how often the teacher had moved where the run took it over, so that its warm-up is not repeated.
     """
 
     step: int = 0
     samples: int = 0
     updates: int = 0
     nonfinite_in_a_row: int = 0
+    updates_before: int = 0
 
     def after_step(self, samples: int, applied: bool) -> "Progress":
         """The progress after one more step of ``samples`` samples."""
@@ -103,8 +106,66 @@ def load_weights(url: str, task: TeacherStudent) -> Progress:
     task.student.load_state_dict(_read_tensors(url, STUDENT))
     _teacher_parts(task).load_state_dict(_read_tensors(url, TEACHER))
     progress = read_progress(url)
-    task.updates = progress.updates
+    task.updates = progress.updates_before + progress.updates
     return progress
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Weights to begin with.
+
+    Attributes:
+        student: the student's.
+        teacher: the averaged decoder and, where the teacher kept its own, the statistics of clean images; empty where
+            there is no teacher.
+        updates: how often the teacher had moved.
+        sha256: of the files, by the name that they have in a checkpoint.
+    """
+
+    student: Mapping[str, Tensor]
+    teacher: Mapping[str, Tensor]
+    updates: int
+    sha256: Mapping[str, str]
+
+
+def read_networks(url: str) -> Networks:
+    """The networks in a checkpoint's folder, or in a bare file of a student; ``ValueError`` where there are none."""
+    files: dict[str, bytes] = {}
+    try:
+        if kind_of(url) == "checkpoint":
+            there = storage.listdir(url)
+            files = {name: _read(url, name) for name in (STUDENT, TEACHER) if name == STUDENT or name in there}
+        else:
+            files = {STUDENT: storage.read_bytes(url)}
+        tensors = {name: load(data) for name, data in files.items()}
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise ValueError(f"run.start_from: {url}: there is no run, no checkpoint with weights, and no file") from error
+    except SafetensorError as error:
+        raise ValueError(f"run.start_from: {url}: is not a safetensors file ({error})") from error
+    state = _read_state(url) if STATE in storage.listdir(url) else {}
+    checksums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    updates = state.get("updates_before", 0) + state.get("updates", 0)
+    return Networks(tensors[STUDENT], tensors.get(TEACHER, {}), updates, checksums)
+
+
+def load_start(start: Mapping[str, Any], task: TeacherStudent) -> Progress:
+    """Put the networks that a run begins with into ``task``; without a teacher's its decoder is the student's.
+
+    Args:
+        start: as ``pipeline.start.find_start`` found them.
+        task: of the run.
+    """
+    networks = read_networks(start["url"])
+    if networks.sha256 != start["sha256"]:
+        raise ValueError(f"{start['url']}: holds other weights than when this run began; choose another run.name")
+    task.student.load_state_dict(networks.student)
+    decoder = _below("decoder.", networks.teacher)
+    task.teacher_decoder.load_state_dict(decoder or task.student.decoder.state_dict())
+    statistics = _below("clean_statistics.", networks.teacher)
+    if statistics and len(task.clean_statistics):
+        task.clean_statistics.load_state_dict(statistics)
+    task.updates = networks.updates
+    return Progress(updates_before=networks.updates)
 
 
 def read_progress(url: str) -> Progress:
@@ -135,9 +196,7 @@ def load_candidates(url: str, network: NetworkSettings) -> dict[str, AutoEncoder
     averaged = AutoEncoder(network)
     averaged.encoder.load_state_dict(student.encoder.state_dict())
     teacher = _read_tensors(url, TEACHER)
-    averaged.decoder.load_state_dict(
-        {name.removeprefix("decoder."): value for name, value in teacher.items() if name.startswith("decoder.")}
-    )
+    averaged.decoder.load_state_dict(_below("decoder.", teacher))
     return {"student": student.eval(), "averaged": averaged.eval()}
 
 
@@ -227,6 +286,10 @@ def _read_tensors(url: str, name: str) -> dict[str, Tensor]:
             f"{storage.join(url, name)}: not found; give a checkpoint's folder whose weights were kept, or the run's "
             "folder"
         ) from error
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _read(url: str, name: str) -> bytes:

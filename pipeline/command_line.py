@@ -1,6 +1,7 @@
 """Command lines made from settings: each field is an option with its meaning, default and range."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,13 +30,16 @@ BOUNDS = {
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Show what the user can mend as a plain message and exit with status 2."""
+    """Show what the user can mend as a plain message and exit with status 2; Ctrl-C ends with one line as well."""
     try:
         yield
     except ValidationError as error:
         sys.exit(_fail("\n".join(_describe(problem) for problem in error.errors())))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except (ValueError, OSError) as error:  # the latter from disks, networks and servers
-        sys.exit(_fail(str(error)))
+        sys.exit(_fail("\n".join([str(error), *getattr(error, "__notes__", [])])))
 
 
 def parse_settings(model: type[Model], argv: list[str] | None = None, *, description: str) -> Model:

@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import socket
-from typing import Any
 
 import grpc
 import ray
@@ -13,18 +12,19 @@ from ray._private.services import canonicalize_bootstrap_address
 from ray.core.generated.gcs_service_pb2 import CheckAliveRequest
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
+from pipeline import terminal
+
 LIMIT_S = 30.0  # Ray itself tries for a quarter of an hour
 SOCKET = "ray/session_2000-01-01_00-00-00_000000_0000000/sockets/plasma_store"  # the longest path below Ray's folder
 SOCKET_BYTES = 107  # that a path may have on Linux
 HOW = "set it to HOST:PORT of a Ray head (port 6379 by default), or unset it for a Ray on this machine"
 
 
-def connect(cpus: int, **options: Any) -> None:
-    """Connect to the cluster that RAY_ADDRESS names, or start Ray on this machine.
+def connect(cpus: int) -> None:
+    """Connect to the cluster that RAY_ADDRESS names, or start Ray on this machine, and say which.
 
     Args:
         cpus: how many Ray is to count at least where it is started, since they may be shared.
-        options: of ``ray.init``.
 
     Raises:
         ValueError: no Ray head answers at RAY_ADDRESS within ``LIMIT_S``, or Ray can't start here.
@@ -32,10 +32,17 @@ def connect(cpus: int, **options: Any) -> None:
     named = os.environ.get("RAY_ADDRESS", "")
     if named in ("", "local"):
         check_socket_paths()
-        ray.init(address="local", num_cpus=max(cpus, os.cpu_count() or 1), **options)
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a node of one's own is not taken away
+        try:
+            context, place = ray.init("local", num_cpus=max(cpus, os.cpu_count() or 1)), "on this machine"
+        except Exception as error:  # Ray names its reasons in no class of its own
+            raise ValueError(f"Ray did not start on this machine: {' '.join(str(error).split())}") from error
     else:
         check_address(named)
-        ray.init(**options)
+        context = ray.init()
+        place = f"at {ray.get_runtime_context().gcs_address}"
+    dashboard = f", dashboard http://{context.dashboard_url}" if context.dashboard_url else ""
+    terminal.say(f"Ray {ray.__version__} {place}{dashboard}")
 
 
 def check_socket_paths() -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 from pydantic import Field, model_validator
 
 from iaml import Settings
-from pipeline import launch, resources, storage
+from pipeline import launch, resources, storage, terminal
 from pipeline.command_line import parse_settings, user_errors
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.evaluation import scores, tables
@@ -87,7 +87,7 @@ def main() -> None:
             scored = dict(zip(names, chosen, strict=True))
             last = evaluation_settings(settings, candidates).last
             table, page = with_report(first, chosen[0], settings.split, last)
-        print(f"\n{table}" + (f"\n\nreport: {page}" if page else ""))
+        terminal.say(f"\n{table}" + (f"\n\nreport: {page}" if page else ""))
         if settings.out:
             scores.write(settings.out, pd.concat(chosen))
         if settings.json_file:
@@ -130,14 +130,16 @@ def evaluate(settings: EvaluateSettings, candidates: Sequence[Candidate], manife
     known = {text for each in wanted for text in scores.conditions_of(stored(each))}
     if not any(not waiting(conditions) for conditions in known):  # where all have been scored alike is no matter
         actors = evaluation.actors or 1
-        with launch.cluster(actors * evaluation.cpus_per_actor):
+        with launch.cluster(actors * evaluation.cpus_per_actor, None):
+            part = {"CPU": float(evaluation.cpus_per_actor), "GPU": evaluation.gpus_per_actor or 0.0}
+            resources.wait_for([part] * actors)
             resources.check(actors * evaluation.cpus_per_actor, actors * (evaluation.gpus_per_actor or 0.0))
             check_nodes([manifest])
             evaluation = sized(evaluation, len(keys), list(resources.free_on_nodes().values()))
             pool = Pool.start(evaluation, manifest, split, lpips)
             unlike = waiting(evaluation.conditions)
             for each in unlike:
-                print(f"scoring {each.url}", flush=True)
+                terminal.say(f"scoring {each.url}")
                 if each.config:
                     found[each.url] = pool.score(each.url, progress=True)
                 else:

@@ -1,21 +1,31 @@
 """A job that is asked to make way ends soon, keeps its place, and says so by a status of its own.
 
-SIGTERM to the driver -> a mark in Ray's key-value store, which all processes of the job can see
+SIGTERM or Ctrl-C to the driver -> a mark in Ray's key-value store, which all processes of the job can see
     -> workers write a checkpoint and return; scoring is left for later; no further run begins
     -> the driver exits with STATUS, and the same command continues
 """
 
+import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Thread
 from types import FrameType
+from typing import TypeVar
 
 import ray
 from ray.experimental.internal_kv import _internal_kv_exists, _internal_kv_initialized, _internal_kv_put
 
+from pipeline import terminal
+
 STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again later
+KEYBOARD_STATUS = 128 + signal.SIGINT  # what shells say of a command that Ctrl-C has ended
+PARTING_S = 0.5
+
+Result = TypeVar("Result")
+_listens = False  # whether this process is a driver that makes way
 
 
 class JobInterruptedError(Exception):
@@ -24,22 +34,49 @@ class JobInterruptedError(Exception):
 
 @contextmanager
 def made_way_for() -> Iterator[None]:
-    """Within, on a driver that Ray knows, SIGTERM asks the job to make way.
+    """Within, on a driver that Ray knows, SIGTERM and Ctrl-C ask the job to make way; Ctrl-C again ends it at once.
 
     Exits with ``STATUS`` when the body gave up for it.
     """
+    global _listens
+    is_asked = False
 
     def ask(number: int, frame: FrameType | None) -> None:
-        Thread(target=request).start()  # Ray may be in the middle of a call in this one
+        nonlocal is_asked
+        by_hand = number == signal.SIGINT
+        if by_hand and is_asked:
+            parting = Thread(target=terminal.hang_up, daemon=True)
+            parting.start()
+            parting.join(PARTING_S)  # this thread may be in the middle of a line, and hold what it needs
+            os._exit(KEYBOARD_STATUS)  # what this process has started ends with it
+        is_asked = is_asked or by_hand
+        # in a thread, for this one may be in the middle of a call of Ray, or of writing a line
+        Thread(target=_make_way, args=[by_hand]).start()
 
-    before = signal.signal(signal.SIGTERM, ask)
+    # a command in a shell's background ignores Ctrl-C, which is meant for another
+    numbers = [each for each in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(each) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, ask) for number in numbers}
+    _listens = True
     try:
         yield
     except JobInterruptedError:
-        print("interrupted: the same command continues", flush=True)
+        terminal.say("interrupted: the same command continues")
         sys.exit(STATUS)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        _listens = False
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def shielded(call: Callable[[], Result]) -> Result:
+    """Call what would take Ctrl-C for itself in a driver's main thread, as Ray Train does, and return what it returns.
+
+    In a Ray task, whose cancelling comes to Ray Train in the same way, it is left as it is.
+    """
+    if not _listens:
+        return call()
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(call).result()
 
 
 def request() -> None:
@@ -56,6 +93,12 @@ def check() -> None:
     """``JobInterruptedError`` when this process's job is asked to make way."""
     if requested():
         raise JobInterruptedError
+
+
+def _make_way(by_hand: bool) -> None:
+    if by_hand:
+        terminal.say("stopping as soon as the place is kept; Ctrl-C again ends at once")
+    request()
 
 
 def _key() -> bytes:

@@ -11,10 +11,12 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.exceptions import RayError, RayTaskError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, ValidationConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
-from pipeline import interruption, preflight, resources, storage
+from pipeline import interruption, preflight, resources, storage, terminal
 from pipeline.checkpoint import PROVENANCE, SETTINGS, STOPPED, DamagedCheckpointError, set_aside
 from pipeline.config import Config, differences, read_settings
 from pipeline.connection import connect
@@ -49,32 +51,47 @@ def check_scores(evaluation: EvaluationSettings, ranking: str | None = None) -> 
     if isinstance(found, str):
         if ranking == "lpips":
             raise ValueError(f"checkpoint.metric is lpips, but LPIPS is not available: {found}")
-        print(f"no LPIPS: {found}", flush=True)
+        terminal.say(f"no LPIPS: {found}")
     else:
-        print(f"LPIPS {found.backbone} from {found.source} (sha256 {found.sha256})", flush=True)
+        terminal.say(f"LPIPS {found.backbone} from {found.source} (sha256 {found.sha256})")
     return found
 
 
 @contextmanager
-def cluster(cpus: int, *, quiet: bool = False) -> Iterator[None]:
+def cluster(cpus: int, log: str | None, *, quiet: bool = False) -> Iterator[None]:
     """Within, Ray runs: the cluster that RAY_ADDRESS names, or one on this machine for the time being.
 
     On this machine Ray's count of CPUs is raised to the ``cpus`` that are asked for, since they may be shared.
-    SIGTERM asks what runs within to make way, and ends the process with ``interruption.STATUS``.
+    SIGTERM and Ctrl-C ask what runs within to make way, and end the process with ``interruption.STATUS``.
 
     Args:
         cpus: CPU cores that are needed.
-        quiet: leave what tasks and actors print to Ray's log files.
+        log: URL of the file for all that is not meant for the terminal; none keeps it only where something fails.
+        quiet: leave what tasks and actors say to the log.
 
     Raises:
         ValueError: no Ray head answers at RAY_ADDRESS, or Ray can't start here.
+        SystemExit: something failed in Ray that the caller has no answer to; says why in a line.
     """
-    connect(cpus, log_to_driver=not quiet)
-    try:
-        with interruption.made_way_for():  # Ray has put its own handler in place by now
-            yield
-    finally:
-        ray.shutdown()
+    with terminal.session(log):
+        connect(cpus)
+        try:
+            # Ray has put its own handlers in place by now
+            with terminal.relay(shown=not quiet), interruption.made_way_for():
+                yield
+        except (RayError, ray.train.TrainingFailedError) as error:
+            raise SystemExit(f"failed: {reason(error)}") from error
+        finally:
+            ray.shutdown()
+
+
+def reason(error: Exception) -> str:
+    """Why something failed in Ray, in one line for each cause."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, ray.train.WorkerGroupError):
+        causes = {_last_line(failure) for failure in cause.worker_failures.values()}
+        return "; ".join(sorted(causes))
+    return _last_line(cause)
 
 
 def check_cluster(config: Config, manifests: Sequence[Manifest]) -> None:
@@ -107,17 +124,19 @@ def claim(config: Config, provenance: dict[str, Any]) -> None:
     """Take the run's name by storing settings and provenance, unless they are there and the run is continued."""
     url = config.run.url
     known = storage.join(url, SETTINGS)
-    for stale in (STOPPED, SNAPSHOT):
-        storage.delete(storage.join(url, stale))
     if storage.exists(known):
+        _refuse_another_run(config, provenance, url)  # it may have begun since it was checked
+        for stale in (STOPPED, SNAPSHOT):
+            storage.delete(storage.join(url, stale))
         return
     storage.write_text(storage.join(url, PROVENANCE), json.dumps(provenance, indent=2))
     storage.write_text(known, config.to_yaml())
 
 
-def provenance_of(manifests: Sequence[Manifest]) -> dict[str, Any]:
-    """What the weights come from besides the settings: code, data sets and libraries."""
+def provenance_of(manifests: Sequence[Manifest], start: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What the weights come from besides the settings: code, data sets, libraries, and what ``find_start`` found."""
     return {
+        **({"start_from": start} if start else {}),
         "git": _git_hash(),
         "data": [manifest.url for manifest in manifests],
         "manifest_sha256": [manifest.checksum for manifest in manifests],
@@ -126,7 +145,11 @@ def provenance_of(manifests: Sequence[Manifest]) -> dict[str, Any]:
 
 
 def train(
-    config: Config, manifests: Sequence[Manifest], provenance: dict[str, Any], lpips: BackboneWeights | str
+    config: Config,
+    manifests: Sequence[Manifest],
+    provenance: dict[str, Any],
+    lpips: BackboneWeights | str,
+    lease_id: str,
 ) -> None:
     """Train a run that has been checked, on all data sets, scoring each checkpoint on the first one's.
 
@@ -137,6 +160,7 @@ def train(
         manifests: of the data sets.
         provenance: what ``provenance_of`` gave.
         lpips: what ``check_scores`` gave.
+        lease_id: what ``lease.hold`` gave.
 
     Raises:
         TrainingStoppedError: training gave up before its last step.
@@ -150,7 +174,8 @@ def train(
     validation = Validation(config, pool)
     stopped = storage.join(config.run.url, STOPPED)
     try:
-        trainer(config, provenance, validation).fit()
+        with _known_address():
+            interruption.shielded(trainer(config, provenance, validation, lease_id).fit)
         interruption.check()
         # Ray forgets a checkpoint whose scoring was cut off together with its driver; others were scored elsewhere
         for url in unscored(config.run.url, config.evaluation.conditions):
@@ -165,14 +190,14 @@ def train(
         raise TrainingStoppedError(storage.read_text(stopped))
 
 
-def trainer(config: Config, provenance: dict[str, Any], validation: Validation) -> TorchTrainer:
+def trainer(config: Config, provenance: dict[str, Any], validation: Validation, lease_id: str) -> TorchTrainer:
     """Ray Train's trainer of a run."""
     from pipeline.training.loop import train  # brings DeepSpeed, which takes seconds and is not needed before
 
     filesystem, path = storage.arrow_filesystem(config.run.storage)
     return TorchTrainer(
         train,
-        train_loop_config={"config": config.model_dump(mode="json"), "provenance": provenance},
+        train_loop_config={"config": config.model_dump(mode="json"), "provenance": provenance, "lease": lease_id},
         scaling_config=ScalingConfig(
             num_workers=config.run.workers,
             use_gpu=bool(config.run.use_gpu),
@@ -196,23 +221,48 @@ def _score(validation: Validation, url: str) -> None:
     try:
         validation.score(url)
     except DamagedCheckpointError as error:
-        print(f"{error}; this checkpoint is not scored", flush=True)
+        terminal.say(f"{error}; this checkpoint is not scored")
         set_aside(url)
+
+
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+
+
+@contextmanager
+def _known_address() -> Iterator[None]:
+    """Within, Ray Train tells its processes of this Ray; they would look for any on the machine, and find several."""
+    before = os.environ.get("RAY_ADDRESS")
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
+    try:
+        yield
+    finally:
+        ENV_VARS_TO_PROPAGATE.discard("RAY_ADDRESS")
+        del os.environ["RAY_ADDRESS"]
+        if before is not None:
+            os.environ["RAY_ADDRESS"] = before
 
 
 def _refuse_another_run(config: Config, provenance: dict[str, Any], url: str) -> None:
     before = Config.model_validate(read_settings(storage.join(url, SETTINGS)))
     found = [f"{name}: {old} before, {new} now" for name, old, new in differences(before.identity(), config.identity())]
-    checksums = read_provenance(url).get("manifest_sha256", [])
+    known = read_provenance(url)
+    checksums = known.get("manifest_sha256", [])
     if checksums != provenance["manifest_sha256"]:
         shown = (
             ", ".join(one[:12] for one in several) or "unknown"
             for several in (checksums, provenance["manifest_sha256"])
         )
         found.append("data: manifest {} before, {} now".format(*shown))
+    starts = [each.get("start_from", {}).get("sha256", {}) for each in (known, provenance)]
+    if starts[0] != starts[1]:
+        shown = (", ".join(one[:12] for one in each.values()) or "nothing" for each in starts)
+        found.append("run.start_from: weights {} before, {} now".format(*shown))
     if found:
+        others = f", and --run.start-from {url} to begin with its weights" if before.network == config.network else ""
         raise ValueError(
-            f"{url}: a run of this name exists with other settings or data; choose another run.name\n  "
+            f"{url}: a run of this name exists with other settings or data; choose another run.name{others}\n  "
             + "\n  ".join(found)
         )
 

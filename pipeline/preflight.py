@@ -6,7 +6,7 @@ from itertools import product
 import pyarrow.compute as pc
 
 from iaml.similarity import SIZES
-from pipeline import storage
+from pipeline import storage, terminal
 from pipeline.config import Config
 from pipeline.data.manifest import Manifest, Shards
 from pipeline.data.order import order_of
@@ -44,7 +44,7 @@ def _check_image_sizes(config: Config, manifest: Manifest) -> None:
         )
         if name == "SSIM" or "lpips" in config.rankings:
             raise ValueError(f"{fault}, so that no checkpoint could be ranked; pack again without them:\n{keys}")
-        print(f"no mean LPIPS: {fault}; pack again without them, or set evaluation.lpips: none:\n{keys}", flush=True)
+        terminal.say(f"no mean LPIPS: {fault}; pack again without them, or set evaluation.lpips: none:\n{keys}")
 
 
 def _refuse_missing_shards(splits: Sequence[Shards]) -> None:

@@ -1,20 +1,18 @@
 """Many runs: each trained in a Ray task, as many at the same time as the cluster has room for."""
 
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
-from ray.train import WorkerGroupError
-from tqdm import tqdm
+from ray.exceptions import RayError
 
-from pipeline import interruption, launch, resources
+from pipeline import interruption, launch, lease, resources, storage, terminal
 from pipeline.config import Config
 from pipeline.data.manifest import load_manifest
 from pipeline.evaluation import results
+from pipeline.start import find_start
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,9 @@ class Training:
     def __call__(self, config: Config) -> None:
         """Returns when the last step is done and every checkpoint is scored; raises what ``launch.train`` raises."""
         manifests = [load_manifest(url) for url in config.data.urls]
-        launch.train(resources.with_devices(config, manifests), manifests, self.provenance, ray.get(self.lpips))
+        config = resources.with_devices(config, manifests)
+        with lease.hold(config.run.url) as lease_id:
+            launch.train(config, manifests, self.provenance, ray.get(self.lpips), lease_id)
 
 
 def train_all(configs: Sequence[Config], at_once: int | None) -> dict[str, str]:
@@ -50,7 +50,7 @@ def train_all(configs: Sequence[Config], at_once: int | None) -> dict[str, str]:
         JobInterruptedError: the job is asked to make way; the same call continues.
     """
     manifests = launch.check_data(configs[0])
-    provenance = launch.provenance_of(manifests)
+    provenance = launch.provenance_of(manifests, find_start(configs[0]))
     for config in configs:
         launch.check_run(config, provenance)
     waiting = [each for each in configs if not results.is_finished(each.run.url, each.train.steps)]
@@ -58,16 +58,17 @@ def train_all(configs: Sequence[Config], at_once: int | None) -> dict[str, str]:
         return {}
     lpips = launch.check_scores(configs[0].evaluation, configs[0].checkpoint.metric)
     failed = {}
-    with launch.cluster(resources.cpus_needed(configs[0]) * (at_once or 1)):
+    log = storage.join(configs[0].run.storage, terminal.LOG)
+    with launch.cluster(resources.cpus_needed(configs[0]) * (at_once or 1), log, quiet=True):
         # once, since what is free changes as runs start, and arms scored on different devices don't compare
-        first = resources.with_devices(configs[0], manifests)
+        first = resources.with_devices(configs[0], manifests, at_once or 1)
         waiting = [on_devices_of(first, config) for config in waiting]
         launch.check_cluster(first, manifests)
         limit = at_once or resources.runs_at_once(first)
         training = Training(provenance, ray.put(lpips))
-        with tqdm(desc=f"runs, {limit} at a time", total=len(waiting), unit="run", file=sys.stdout) as bar:
+        with terminal.bar(title=f"runs, {limit} at a time", total=len(waiting), unit="run") as bar:
             for name, failure in _in_turn(waiting, limit, training):
-                bar.write(f"{name}: {failure or 'trained and scored'}", file=sys.stdout)
+                terminal.say(f"{name}: {failure or 'trained and scored'}")
                 bar.update()
                 if failure:
                     failed[name] = failure
@@ -100,15 +101,6 @@ def start(train: Callable[[Config], None], config: Config, max_retries: int = 0)
     return ray.remote(**options)(_call).remote(train, config)
 
 
-def reason(error: RayError) -> str:
-    """Why a run's task failed, in one line for each cause."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    if isinstance(cause, WorkerGroupError):
-        causes = {_last_line(failure) for failure in cause.worker_failures.values()}
-        return "; ".join(sorted(causes))
-    return _last_line(cause)
-
-
 def _in_turn(configs: Sequence[Config], limit: int, training: Training) -> Iterator[tuple[str, str | None]]:
     """Train the runs, ``limit`` at a time; each one's name as it ends, with the reason where it failed."""
     waiting = deque(configs)
@@ -122,14 +114,10 @@ def _in_turn(configs: Sequence[Config], limit: int, training: Training) -> Itera
         try:
             ray.get(done)
         except RayError as error:
-            yield name, reason(error)
+            yield name, launch.reason(error)
         else:
             yield name, None
 
 
 def _call(train: Callable[[Config], None], config: Config) -> None:
     train(config)
-
-
-def _last_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__

@@ -58,6 +58,7 @@ DISTURBED = (
     ConnectionError,
 )
 FAILURES = (aws.BotoCoreError, aws.ClientError, HTTPError, OSError)
+CONDITION_NOT_MET = (404, 409, 412)  # deleted meanwhile; written at the same moment; not the version
 BUSY = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
 STALE_CREDENTIALS = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired"}
 
@@ -90,6 +91,36 @@ def write(url: str, data: bytes, patience_s: float = PATIENCE_S) -> None:
     _patiently(
         url, patience_s, lambda files, path: files.pipe_file(path, data, chunksize=PART, max_concurrency=PARTS_AT_ONCE)
     )
+
+
+def read_tagged(url: str) -> tuple[bytes, str | None]:
+    """All bytes of the object, and the tag that names this version of it."""
+    download = _Download(url, 0, None)
+    return bytes(download.run(_Patience(url, BRIEF_PATIENCE_S))), download.tag
+
+
+def write_if(url: str, data: bytes, tag: str | None) -> str | None:
+    """Write a small object if it still bears ``tag``, or if there is none where that is none.
+
+    A server that says that it knows no conditions writes without.
+
+    Returns:
+        The new tag; none where the condition was not met.
+    """
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+    condition = {"IfMatch": tag} if tag else {"IfNoneMatch": "*"}
+    patience = _Patience(url, BRIEF_PATIENCE_S)
+    while True:
+        try:
+            return str(_client().put_object(Bucket=bucket, Key=key, Body=data, **condition)["ETag"])
+        except FAILURES as error:
+            status, code = _answer(error)
+            if status in CONDITION_NOT_MET and code != "NoSuchBucket":
+                return None
+            if status == 501 and condition:
+                condition = {}
+            else:
+                patience.wait(error)
 
 
 def exists(url: str) -> bool:
@@ -168,6 +199,11 @@ class _Download:
         self._given = space
         self._furthest = 0
         self._restart()
+
+    @property
+    def tag(self) -> str | None:
+        """The server's name for this version of the object, once its bytes are there."""
+        return self._etag
 
     def run(self, patience: _Patience) -> memoryview:
         """Fetch all of it, in as many attempts as it takes."""

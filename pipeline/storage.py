@@ -5,6 +5,7 @@ Everything that the project reads or writes for the user passes through here as 
 files. Whatever is written appears whole under its name or not at all. Failures are ``OSError``s.
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -180,6 +181,39 @@ def read_text(url: str) -> str:
         ) from error
 
 
+def read_version(url: str) -> tuple[bytes, str] | None:
+    """The content of a small file, and the version that ``write_if`` compares; none where nothing is there."""
+    try:
+        if not is_local(url):
+            data, tag = s3.read_tagged(absolute(url))
+            return data, tag or ""
+        data = read_bytes(url)
+    except FileNotFoundError:
+        return None
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def write_if(url: str, data: bytes, version: str | None) -> str | None:
+    """Write a small file if its version is still this one, or if there is none where that is none.
+
+    A file is made by one of several processes that try at the same moment, on a disk as on S3. In replacing one, S3
+    alone keeps them apart; on a disk, where looking and writing are two things, the last of them wins.
+
+    Returns:
+        The new version; none where another process was first.
+    """
+    if not is_local(url):
+        return s3.write_if(absolute(url), data, version)
+    if version is not None:
+        found = read_version(url)
+        if found is None or found[1] != version:
+            return None
+        write_bytes(url, data)
+    elif not _create(Path(absolute(url)), data):
+        return None
+    return hashlib.sha256(data).hexdigest()
+
+
 def upload_folder(local: Path, url: str, *, last: str | None = None, stale: str = "") -> None:
     """Copy a folder of files, whole or not at all; into one that is there, in the place of older files.
 
@@ -246,6 +280,19 @@ def _make_folder(target: Path, files: Mapping[str, Path]) -> None:
     except OSError:
         shutil.rmtree(place, ignore_errors=True)
         raise
+
+
+def _create(target: Path, data: bytes) -> bool:
+    """Write a file whole unless there is one; a link is made or refused in one step, on NFS as well."""
+    temporary = _temporary_name(target)
+    write_bytes(str(temporary), data)
+    try:
+        target.hardlink_to(temporary)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+    return True
 
 
 def _temporary_name(target: Path) -> Path:

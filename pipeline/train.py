@@ -7,12 +7,13 @@ python pipeline/train.py --config lol_v1 --data.url lol_v1/shards --run.name hal
 import sys
 import uuid
 
-from pipeline import launch, resources, storage
+from pipeline import launch, lease, resources, storage, terminal
 from pipeline.command_line import argument_parser, user_errors
 from pipeline.config import Config, parse_config
 from pipeline.evaluation import results
 from pipeline.evaluation.results import Run
 from pipeline.reporting.report import REPORT, write_report
+from pipeline.start import find_start
 
 DRY_RUN_STEPS = 2
 
@@ -28,25 +29,25 @@ def main() -> None:
         if "dry_run" in options:
             dry_run(config)
         else:
-            run(config)
+            run(config, storage.join(config.run.url, terminal.LOG))
             show(config)
 
 
-def run(config: Config) -> None:
-    """Train until every step is done and every checkpoint scored."""
+def run(config: Config, log: str | None) -> None:
+    """Train until every step is done and every checkpoint scored; for the log see ``launch.cluster``."""
     manifests = launch.check_data(config)
-    provenance = launch.provenance_of(manifests)
+    provenance = launch.provenance_of(manifests, find_start(config))
     launch.check_run(config, provenance)
     if results.is_finished(config.run.url, config.train.steps):
-        print(f"{config.run.url}: all {config.train.steps} steps are done and every checkpoint is scored")
+        terminal.say(f"{config.run.url}: all {config.train.steps} steps are done and every checkpoint is scored")
         return
     lpips = launch.check_scores(config.evaluation, config.checkpoint.metric)
-    with launch.cluster(resources.cpus_needed(config)):
+    with lease.hold(config.run.url) as lease_id, launch.cluster(resources.cpus_needed(config), log):
         config = resources.with_devices(config, manifests)
-        print(config.to_yaml(), flush=True)
+        terminal.say(config.to_yaml())
         launch.check_cluster(config, manifests)
         try:
-            launch.train(config, manifests, provenance, lpips)
+            launch.train(config, manifests, provenance, lpips, lease_id)
         except launch.TrainingStoppedError as reason:
             sys.exit(f"training stopped: {reason}")
 
@@ -56,7 +57,7 @@ def show(config: Config) -> None:
     finished = Run.load(config.run.url)
     page = storage.join(finished.url, REPORT)
     write_report([finished], page)
-    print(f"\n{finished.table(config.checkpoint.split)}\n\nreport: {page}")
+    terminal.say(f"\n{finished.table(config.checkpoint.split)}\n\nreport: {page}")
 
 
 def dry_run(config: Config) -> None:
@@ -68,10 +69,10 @@ def dry_run(config: Config) -> None:
     short = Config.model_validate(settings)
     storage.check_writable(short.run.storage)
     try:
-        run(short)
+        run(short, log=None)
     finally:
         storage.delete_folder(short.run.url)
-    print(f"dry run passed: data, storage and resources serve; {DRY_RUN_STEPS} steps ran and were scored")
+    terminal.say(f"dry run passed: data, storage and resources serve; {DRY_RUN_STEPS} steps ran and were scored")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import yaml
 from commands import WEIGHTS, copy_code, options
 from datasets import packed, write_pairs
 from PIL import Image
+from transcripts import not_meant
 
 from pipeline import pack, storage, train
 from pipeline.data.pairing import find_pairs
@@ -28,6 +29,16 @@ def test_training_ends_in_a_table_and_a_report(trained):
     assert re.search(r"^  mean of last 4 +\d", output, re.MULTILINE)
     assert re.search(r"^LPIPS alex from .*alexnet.* \(sha256 \w{64}\)$", output, re.MULTILINE)
     assert "<img" in (run / "report.html").read_text()
+
+
+def test_nothing_but_what_is_meant_comes_to_the_terminal_and_all_else_to_the_log(trained):
+    run, _, output = trained
+    assert not_meant(output, (run / "settings.yaml").read_text()) == []
+    assert "\x1b" not in output and len(re.findall("^step ", output, re.MULTILINE)) == 48
+    assert len(re.findall("^checkpoint-.* scored", output, re.MULTILINE)) == 4
+    log = (run / "log.txt").read_text()
+    assert re.search(r"\(RayTrainWorker pid=\d+ ip=[\d.]+\) step 48/48", log) and "real_accelerator.py" in log
+    assert "\x1e" not in log
 
 
 def test_settings_are_printed_resolved_and_stored(trained):
@@ -165,11 +176,13 @@ def test_ablations_end_in_a_table_of_arms_over_seeds(command, shards, tmp_path):
 
 
 def test_dry_run_checks_everything_and_leaves_nothing(command, shards, tmp_path):
+    """On a Ray of its own, beside the session's: processes that looked for one would find several."""
     arguments = options(**{"--data.url": shards, "--run.storage": str(tmp_path), "--run.name": "dry"})
     storage.write_text(str(tmp_path / "dry-run-dry/notes"), "a run of the user's")
-    output = command("pipeline/train.py", *arguments, "--dry-run")
+    output = command.without_cluster()("pipeline/train.py", *arguments, "--dry-run")
     assert "step 2/2" in output and "dry run passed" in output
-    assert "name: dry-run-dry" in output
+    settings = re.search(r"^run:\n  name: dry-run-dry-\w+\n(.+\n)+", output, re.MULTILINE)
+    assert not_meant(output, settings[0]) == []
     assert storage.listdir(str(tmp_path)) == ["dry-run-dry"]
     assert storage.listdir(str(tmp_path / "dry-run-dry")) == ["notes"]
 

@@ -8,23 +8,26 @@ import time
 from threading import Thread
 
 import pandas as pd
+import psutil
 import pytest
 import ray
-from commands import CPUS, WEIGHTS, options, without_colours
+from commands import CPUS, WEIGHTS, options
+from terminals import Terminal, press_ctrl_c
 
 from pipeline import interruption
 from pipeline.evaluation import results, scores
 from pipeline.training import notices
 
 
-def at_step(process, step, act):
-    """Read the run's output until ``step`` is done, then ``act`` on the process id of the worker that says so."""
+def at_step(process, run, step, act):
+    """Read what the run shows until ``step`` is done, then ``act`` on the process id of the worker that says so."""
     output = ""
     for line in process.stdout:
-        output += without_colours(line)
-        found = re.search(r"\(RayTrainWorker pid=(\d+)\) step (\d+)/", without_colours(line))
-        if found and int(found[2]) >= step:
-            act(int(found[1]))
+        output += line
+        found = re.match(r"step (\d+)/", line)
+        if found and int(found[1]) >= step:
+            log = (run / "log.txt").read_text()
+            act(int(re.findall(rf"\(RayTrainWorker pid=(\d+) .*\) {found[0]}", log)[-1]))
             return output
     raise AssertionError(f"the run ended before step {step}:\n{output}")
 
@@ -32,24 +35,24 @@ def at_step(process, step, act):
 def ask_to_make_way(process, worker):
     """Ask the driver, and hold the worker until it is due to look, lest the last step comes first."""
     os.kill(worker, signal.SIGSTOP)
-    process.terminate()
+    press_ctrl_c(process)
     time.sleep(notices.LOOK_S)
     os.kill(worker, signal.SIGCONT)
 
 
-def test_killed_worker_and_driver_and_a_signal_leave_no_trace(trained, command):
+def test_killed_worker_and_driver_and_ctrl_c_leave_no_trace(trained, command):
     whole, arguments, _ = trained
     torn = whole.with_name("torn")
     arguments = [*arguments, "--run.name", "torn", "--evaluation.lpips", "none"]
     process = command.start("pipeline/train.py", *arguments)
-    at_step(process, 13, lambda worker: os.kill(worker, signal.SIGKILL))
-    output = at_step(process, 25, lambda worker: ask_to_make_way(process, worker))
+    at_step(process, torn, 13, lambda worker: os.kill(worker, signal.SIGKILL))
+    output = at_step(process, torn, 25, lambda worker: ask_to_make_way(process, worker))
     assert re.search(rf"continuing from {torn}/checkpoint-000000(12|24) at step \1", output)
     assert "interrupted: the same command continues" in process.communicate(timeout=60)[0]
     assert process.returncode == interruption.STATUS
 
     process = command.start("pipeline/train.py", *arguments)
-    output = at_step(process, 37, lambda worker: process.kill())
+    output = at_step(process, torn, 37, lambda worker: process.kill())
     process.wait(30)
     kept = re.search(rf"continuing from {torn}/interim-000000(\d\d) at step \1", output)
     assert kept and int(kept[1]) > 24
@@ -72,6 +75,57 @@ def test_killed_worker_and_driver_and_a_signal_leave_no_trace(trained, command):
     assert sorted(scores.read_run(str(torn))["step"].unique()) == [24, 36, 48]
     tables = [scores.read_run(str(run)).query("metric != 'lpips' and step == 48") for run in (whole, torn)]
     pd.testing.assert_frame_equal(*(table.reset_index(drop=True) for table in tables))
+
+
+def own_ray(command, shards, storage, name, **changes):
+    """A training of half a minute at a terminal, whose command starts Ray by itself."""
+    environment = command.without_cluster().environment
+    changes = {
+        "--data.url": shards,
+        "--run.storage": str(storage),
+        "--run.name": name,
+        "--train.steps": "2000",
+    } | changes
+    changes |= {"--train.log-every": "10", "--checkpoint.every": "2000"}
+    return Terminal(environment, "pipeline/train.py", *options(**changes))
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_a_terminal_reaches_all_processes_of_a_ray_of_ones_own_and_the_place_is_kept(
+    command, shards, tmp_path
+):
+    user = own_ray(command, shards, tmp_path, "run")
+    user.wait_for(r"step 10/2000")
+    user.press_ctrl_c()
+    assert user.end() == interruption.STATUS, user.shown
+    assert user.shown.rstrip().endswith("interrupted: the same command continues")
+    (interim,) = tmp_path.glob("run/interim-*")
+    # the session's Ray runs as well; processes that look for one find two
+    log = (tmp_path / "run/log.txt").read_text()
+    assert "real_accelerator.py" in log and "multiple active Ray instances" not in log
+    again = own_ray(command, shards, tmp_path, "run")
+    again.wait_for(rf"continuing from {interim} at step {int(interim.name[-8:])}")
+    again.press_ctrl_c()
+    again.wait_for("Ctrl-C again ends at once")
+    began = time.monotonic()
+    again.press_ctrl_c()
+    assert again.end() == interruption.KEYBOARD_STATUS and time.monotonic() - began < 10
+    wait_until(lambda: not members(again.process.pid))
+
+
+def members(group):
+    """Processes of a group that still run."""
+    found = [process for process in psutil.process_iter() if process.status() != psutil.STATUS_ZOMBIE]
+    return [process for process in found if os.getpgid(process.pid) == group]
+
+
+@pytest.mark.slow
+def test_ctrl_c_before_ray_runs_ends_with_one_line(command, shards, tmp_path):
+    user = own_ray(command, shards, tmp_path, "run")
+    user.wait_for("no LPIPS")
+    user.press_ctrl_c()
+    assert user.end() == interruption.KEYBOARD_STATUS
+    assert user.shown.splitlines()[1:] == ["interrupted"]
 
 
 @pytest.mark.slow

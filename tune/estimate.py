@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline import launch, resources, storage
+from pipeline import launch, lease, resources, storage
 from pipeline.config import Config
 from pipeline.data.manifest import Manifest
 from pipeline.evaluation.backbone import BackboneWeights
@@ -35,7 +35,7 @@ class Pace:
 def estimate(config: SearchConfig, manifests: Sequence[Manifest]) -> str:
     """The answer to a dry run, as text; trains a few steps, which are deleted again."""
     lpips = launch.check_scores(config.evaluation)
-    with launch.cluster(resources.cpus_needed(config) * (config.search.concurrent or 1), quiet=True):
+    with launch.cluster(resources.cpus_needed(config) * (config.search.concurrent or 1), None, quiet=True):
         sized, concurrent = with_room(config, manifests)
         return plan(config, concurrent, _measured(sized, manifests, lpips))
 
@@ -91,7 +91,8 @@ def _measured(config: SearchConfig, manifests: Sequence[Manifest], lpips: Backbo
     short = Config.model_validate(settings)
     begun = time.monotonic()
     try:
-        launch.train(short, manifests, launch.provenance_of(manifests), lpips)
+        with lease.hold(short.run.url) as lease_id:
+            launch.train(short, manifests, launch.provenance_of(manifests), lpips, lease_id)
         rates = [record["images_per_s"] for record in read_metrics(short.run.url)][-MEASURED:]
     finally:
         storage.delete_folder(short.run.url)

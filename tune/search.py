@@ -9,11 +9,12 @@ from collections.abc import Sequence
 
 import ray
 
-from pipeline import interruption, launch, resources, runs, storage
+from pipeline import interruption, launch, resources, runs, storage, terminal
 from pipeline.command_line import argument_parser, user_errors
 from pipeline.config import Config, parse_config
 from pipeline.data.manifest import Manifest
 from pipeline.reporting.report import REPORT
+from pipeline.start import find_start
 from tune import conclusion, report, space, trial_tables, trials
 from tune.conclusion import Conclusion
 from tune.estimate import estimate
@@ -34,7 +35,7 @@ def main() -> None:
         config, options = parse_config(parser, SearchConfig)
         manifests = check(config)
         if "dry_run" in options:
-            print(estimate(config, manifests))
+            terminal.say(estimate(config, manifests))
             return
         study = Study(config, [manifest.checksum for manifest in manifests])
         if not study.is_complete() and study.seconds_left() != 0:
@@ -53,11 +54,12 @@ def search(config: SearchConfig, manifests: Sequence[Manifest], study: Study) ->
     """Run trials until there are as many as were asked for, or the time is over."""
     metrics = {metric for objective in config.objectives for metric in objective.factors}
     lpips = launch.check_scores(config.evaluation, "lpips" if "lpips" in metrics else config.checkpoint.metric)
-    with launch.cluster(resources.cpus_needed(config) * (config.search.concurrent or 1), quiet=True):
+    log = storage.join(config.url, terminal.LOG)
+    with launch.cluster(resources.cpus_needed(config) * (config.search.concurrent or 1), log, quiet=True):
         sized, concurrent = trials.with_room(config, manifests)
-        print("\n".join([sized.to_yaml(), *space.notes(config)]), flush=True)
+        terminal.say("\n".join([sized.to_yaml(), *space.notes(config)]))
         launch.check_cluster(sized, manifests)
-        training = runs.Training(launch.provenance_of(manifests), ray.put(lpips))
+        training = runs.Training(launch.provenance_of(manifests, find_start(config)), ray.put(lpips))
         trials.run(sized, study, training, concurrent)
         interruption.check()
     if not study.is_complete() and study.seconds_left() != 0:
@@ -70,10 +72,10 @@ def over_seeds(config: SearchConfig, study: Study) -> Conclusion | None:
     if not best:
         return None
     compared = [study.trial(0), *best]
-    print(f"\nover seeds: {', '.join(conclusion.arm_name(trial.number) for trial in compared)}", flush=True)
+    terminal.say(f"\nover seeds: {', '.join(conclusion.arm_name(trial.number) for trial in compared)}")
     failed = runs.train_all(conclusion.configs_over_seeds(config, compared), config.search.concurrent)
     for name, reason in failed.items():
-        print(f"{name} failed: {reason}")
+        terminal.say(f"{name} failed: {reason}")
     return conclusion.conclude(config, compared)
 
 
@@ -84,18 +86,18 @@ def show(config: SearchConfig, study: Study, concluded: Conclusion | None) -> No
     page = storage.join(config.url, REPORT)
     sentences, table = (concluded.sentences, concluded.table) if concluded else ((), None)
     storage.write_text(page, report.render(config, study, sentences, table, settings))
-    print("\n" + "\n".join([trial_tables.counts(study.trials()), *trial_tables.unfinished(config, study)]))
+    terminal.say("\n" + "\n".join([trial_tables.counts(study.trials()), *trial_tables.unfinished(config, study)]))
     for trial in study.trials():
         if trial.state == "failed":
-            print(f"trial {trial.number} failed: {trial.failure}")
+            terminal.say(f"trial {trial.number} failed: {trial.failure}")
     if best is None:
         sys.exit(f"no trial finished; report: {page}")
-    print(f"\n{trial_tables.trials_table(config, study.best()[: report.SHOWN])}")
+    terminal.say(f"\n{trial_tables.trials_table(config, study.best()[: report.SHOWN])}")
     if concluded:
-        print(f"\n{concluded.table}\n\n" + "\n".join(concluded.sentences))
+        terminal.say(f"\n{concluded.table}\n\n" + "\n".join(concluded.sentences))
     url = storage.join(config.url, BEST)
     storage.write_text(url, settings)
-    print(f"\nbest settings: {url} (python pipeline/train.py --config {url})\nreport: {page}")
+    terminal.say(f"\nbest settings: {url} (python pipeline/train.py --config {url})\nreport: {page}")
 
 
 def best_settings(config: SearchConfig, best: Trial) -> str:

@@ -15,6 +15,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
+from pipeline import terminal
 from pipeline.config import differences
 from tune import space
 from tune.objective import Values, dominates
@@ -143,7 +144,7 @@ class Study:
         other = self._study.user_attrs.get(DRIVER)
         if other and not _is_gone(other):
             name = f"process {other['pid']} on {other['host']}"
-            print(f"{name} ran this search last and has not ended it; waiting to see whether it still does", flush=True)
+            terminal.say(f"{name} ran this search last and has not ended it; waiting to see whether it still does")
             deadline = time.monotonic() + 3 * BEAT_S
             while time.monotonic() < deadline and self._study.user_attrs.get(DRIVER) == other:
                 time.sleep(1)

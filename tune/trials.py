@@ -9,7 +9,6 @@ import logging
 import math
 import os
 import re
-import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -19,9 +18,8 @@ import ray
 from ray import tune
 from ray.exceptions import RayError
 from ray.tune.search import Searcher
-from tqdm import tqdm
 
-from pipeline import interruption, resources, runs, storage
+from pipeline import interruption, launch, resources, runs, storage, terminal
 from pipeline.checkpoint import step_of
 from pipeline.config import Config
 from pipeline.data.manifest import Manifest
@@ -120,7 +118,7 @@ class TrialRun(tune.Trainable):  # type: ignore[misc]
         try:
             ray.get(self._task)
         except RayError as error:
-            return runs.reason(error)
+            return launch.reason(error)
         return None if self._has_scores else "none of its checkpoints was scored"
 
 
@@ -232,7 +230,7 @@ def with_room(search: SearchConfig, manifests: Sequence[Manifest]) -> tuple[Sear
     Raises:
         ValueError: the cluster has too little.
     """
-    search = resources.with_devices(side_by_side(search), manifests)
+    search = resources.with_devices(side_by_side(search), manifests, search.search.concurrent or 1)
     room, wanted = resources.runs_at_once(search), search.search.concurrent
     if wanted and wanted > room:
         raise ValueError(f"search.concurrent is {wanted}, but the Ray cluster has room for {room} trials at a time")
@@ -253,15 +251,16 @@ def run(search: SearchConfig, study: Study, train: Callable[[Config], None], con
     """
     study.take()
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Ray Tune's own tables, whose trials have other names
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C has the trials make way
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # and its files, since the study has all
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     filesystem, path = storage.arrow_filesystem(search.url)
     _delete_tune_files(search)  # of a process that was killed
     total = search.search.trials
-    with tqdm(desc=f"trials, {concurrent} at a time", total=total, unit="trial", file=sys.stdout) as bar:
+    with terminal.bar(title=f"trials, {concurrent} at a time", total=total, unit="trial") as bar:
 
         def show(line: str) -> None:
-            bar.write(line, file=sys.stdout)
+            terminal.say(line)
             bar.update(sum(trial.state != "running" for trial in study.trials()) - bar.n)
 
         tuner = tune.Tuner(

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field, model_validator
-from tqdm import tqdm
 
 from iaml.settings import Seed, Settings
 from pipeline import storage
 from pipeline.data.images import encode_png, read_image
 from pipeline.data.pairing import images_under, unoriented_warning
+from pipeline.terminal import bar
 
 
 class CameraSettings(Settings):
@@ -93,7 +93,7 @@ def darken_folder(settings: DarkenSettings) -> DarkenReport:
     """
     photographs = list(images_under(settings.source))
     unoriented = _check(photographs, settings)
-    for path in tqdm(photographs, desc="darkening", unit="photo"):
+    for path in bar(photographs, title="darkening", total=len(photographs), unit="photo"):
         relative = path.relative_to(settings.source)
         clean = _scaled(read_image(path).pixels, settings.max_side)
         clean_png = encode_png(clean)
@@ -144,7 +144,7 @@ def _check(photographs: list[Path], settings: DarkenSettings) -> tuple[Path, ...
     faults: list[str] = []
     unoriented: list[Path] = []
     seen: dict[Path, Path] = {}
-    for path in tqdm(photographs, desc="checking", unit="photo"):
+    for path in bar(photographs, title="checking", total=len(photographs), unit="photo"):
         first = seen.setdefault(path.with_suffix(""), path)
         if first != path:
             faults.append(f"{first} and {path} would have one name")

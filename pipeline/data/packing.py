@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 from pydantic import Field, field_validator
-from tqdm import tqdm
 from webdataset import TarWriter
 
 from iaml.settings import Seed, Settings
@@ -39,6 +38,7 @@ from pipeline.data.manifest import (
     write_manifest,
 )
 from pipeline.data.pairing import Pair, find_pairs, listed, unoriented_warning
+from pipeline.terminal import bar
 
 MISPAIRED_LOL_V1 = {"79", "111", "735"}
 WORKERS = min(8, os.cpu_count() or 1)
@@ -160,7 +160,7 @@ def pack(settings: PackSettings) -> PackReport:
 def check_images(pairs: Sequence[Pair]) -> list[CheckedPair]:
     """Decode every image once; one ``ValueError`` names all that can't be read or don't fit."""
     with ThreadPoolExecutor(WORKERS) as pool:
-        results = list(tqdm(pool.map(_check, pairs), total=len(pairs), desc="checking", unit="pair"))
+        results = list(bar(pool.map(_check, pairs), title="checking", total=len(pairs), unit="pair"))
     faults = [result for result in results if isinstance(result, str)]
     if faults:
         raise ValueError(
@@ -302,7 +302,7 @@ def _pack(settings: PackSettings) -> PackReport:
     shards: list[ShardRecord] = []
     records: list[PairRecord] = []
     converted = 0
-    for name, members in tqdm(plan.shards.items(), desc="writing", unit="shard"):
+    for name, members in bar(plan.shards.items(), title="writing", total=len(plan.shards), unit="shard"):
         tar, conversions = build_shard(members, plan)
         _write_new(storage.join(out, name), tar)
         shards.append(shard_record(name, tar, members, plan))

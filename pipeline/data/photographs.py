@@ -4,11 +4,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pydantic import Field
-from tqdm import tqdm
 
 from iaml.settings import Settings
 from pipeline import storage
 from pipeline.data.images import encode_png, read_rgb
+from pipeline.terminal import bar
 
 # The two motorcycles are a stereo pair of one scene, so they stay on one side. The rocket at dusk is the
 # hard case among those held out. Left out: drawings, text, and pictures that are mostly black.
@@ -51,6 +51,6 @@ def export_photographs(out: Path) -> int:
         raise ValueError(f"this release of scikit-image lacks {', '.join(missing)} in {data}; install 0.25 or later")
     if storage.listdir(str(out)):
         raise ValueError(f"out {out} is not empty; choose another folder, or empty it first")
-    for split, path in tqdm(sources, desc="writing", unit="photo"):
+    for split, path in bar(sources, title="writing", total=len(sources), unit="photo"):
         storage.write_bytes(str(out / split / f"{path.stem}.png"), encode_png(read_rgb(path)))
     return len(sources)

@@ -17,10 +17,9 @@ import ray
 import ray.train
 from PIL import Image
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from tqdm import tqdm
 
 from pipeline import checkpoint as checkpoints
-from pipeline import storage
+from pipeline import storage, terminal
 from pipeline.config import Config
 from pipeline.data.images import read_rgb
 from pipeline.data.manifest import Manifest
@@ -34,7 +33,6 @@ from pipeline.evaluation.scores import Table, scores_file
 from pipeline.evaluation.scoring import Row, Scorer, Shared, fit_gamma
 from pipeline.evaluation.settings import EvaluationSettings, Split
 from pipeline.interruption import JobInterruptedError
-from pipeline.training.monitor import say
 
 IMAGES_PER_ACTOR = 4  # fewer are not worth an actor's start
 GPU_SHARE = 0.5
@@ -129,7 +127,7 @@ class Pool:
         config = checkpoints.read_config(url).model_copy(update={"evaluation": self.settings})
         networks = checkpoints.load_candidates(url, config.network)
         if "averaged" not in networks:
-            say(f"{url}: has no {checkpoints.TEACHER}, so that only the student is scored")
+            terminal.say(f"{url}: has no {checkpoints.TEACHER}, so that only the student is scored")
         shared = Shared(self.lpips, ray.put(networks))
         found = self._each(url, lambda actor, key: actor.score.remote(key, shared), progress=progress)
         table = self._table(url, _step_of(url), found)
@@ -155,8 +153,9 @@ class Pool:
         """What ``task(actor, key)`` gives for each of ``keys``, all by default, of what lies at ``url``."""
         shares = [[key for key in share if keys is None or key in keys] for share in self.shares]
         results = Dispatch(self.actors, shares, task).results()
+        count = sum(map(len, shares))
         try:
-            return dict(tqdm(results, "scoring", sum(map(len, shares)), unit="image", disable=not progress))
+            return dict(terminal.bar(results, title="scoring", total=count, unit="image", hidden=not progress))
         except MachineError as error:
             raise MachineError(f"{url}: not scored, for a reason that may pass: {error}. {ADVICE}") from error
 
@@ -203,7 +202,7 @@ class Validation:
         except JobInterruptedError:
             pass  # it is scored when the run continues
         except MachineError as error:
-            say(str(error))  # it is scored when training is over
+            terminal.say(str(error))  # it is scored when training is over
         return {}
 
     def score(self, url: str) -> None:
@@ -214,7 +213,11 @@ class Validation:
         score = float(score_of_images(scored, self.config).mean(skipna=False))
         table = scores.put_together(self.config.run.url)
         prune(self.config, table[table["data"] == self.pool.data])
-        say(f"{storage.name_of(url)} scored: {self.config.checkpoint.ranking} {score:.4f}")
+        ranking, step = self.config.checkpoint, int(scored["step"].iloc[0])
+        terminal.say(
+            f"{storage.name_of(url)} scored: {ranking.ranking} {score:.4f}",
+            score=f"{ranking.weights} {ranking.metric.upper()} {score:.4g} (checkpoint {step})",
+        )
 
 
 def _step_of(url: str) -> int:

@@ -16,7 +16,8 @@ from pipeline.evaluation import scores
 from pipeline.evaluation.scores import Table, scores_file
 from pipeline.evaluation.settings import Split
 from pipeline.evaluation.tables import TextTable, checkpoint_table
-from pipeline.training.monitor import read_metrics, say_once
+from pipeline.terminal import say_once
+from pipeline.training.monitor import read_metrics
 
 VIEWS = ("low", "gamma", "enhanced", "clean", "error")  # of an image, as pictures show it
 BRIGHTEST_ERROR = 0.5  # mean difference over the channels at which the map of errors ends
@@ -65,6 +66,12 @@ class Run:
     def name(self) -> str:
         """The folder's name."""
         return storage.name_of(self.url)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides its weights, data apart: its settings', and the weights that it began with."""
+        start = self.provenance.get("start_from")
+        return self.config.identity() | ({"start_from": start["sha256"][checkpoint.STUDENT][:12]} if start else {})
 
     @cached_property
     def chosen(self) -> str | None:
@@ -155,7 +162,7 @@ def arms(runs: Sequence[Run]) -> dict[str, dict[int, Run]]:
     for run in runs:
         differing = [
             f"{name.rsplit('.', 1)[-1]} {value}"
-            for name, _, value in differences(runs[0].config.identity(), run.config.identity())
+            for name, _, value in differences(runs[0].identity, run.identity)
             if name != "seed"
         ]
         arm = grouped.setdefault(", ".join(differing) or "reference", {})

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.checkpoint import step_of
 from pipeline.evaluation.settings import SPLITS, Split
-from pipeline.training.monitor import say_once
+from pipeline.terminal import say_once
 
 TABLE, UNREADABLE = "scores.parquet", ".unreadable"
 SCHEMA = pa.schema(

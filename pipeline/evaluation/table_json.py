@@ -11,6 +11,7 @@ from pipeline.evaluation.scores import Table
 from pipeline.evaluation.tables import Cell, TextTable
 
 EQUAL = "infinite: images are equal to their clean ones"
+ALONE = "a single image has no interval"
 
 
 def as_json(printed: TextTable, scored: Mapping[str, Table]) -> str:
@@ -46,9 +47,9 @@ def _number(row: str, cell: Cell, scored: Table) -> dict[str, Any]:
 
 
 def _reason(cell: Cell, scored: Table) -> str:
-    """Why a number is not finite: the reasons of the images that have none, or images that are equal."""
-    if not any(map(math.isnan, cell.numbers.values())):
-        return EQUAL
+    """Why a number is not finite: images that are equal, one image alone, or the reasons of those that have none."""
+    if not math.isnan(cell.numbers["mean"]):
+        return ALONE if math.isfinite(cell.numbers["mean"]) else EQUAL
     rows = scored[scored["reason"].notna()]
     for name, value in cell.of.items():
         rows = rows[rows[name] == value]

@@ -84,7 +84,7 @@ def _score_tables(arms: Arms, split: Split) -> str:
 
 
 def _differing_settings(arms: Arms) -> str:
-    identities = {arm: next(iter(seeds.values())).config.identity() for arm, seeds in arms.items()}
+    identities = {arm: next(iter(seeds.values())).identity for arm, seeds in arms.items()}
     reference, *others = identities.values()
     names = dict.fromkeys(name for other in others for name, _, _ in differences(reference, other) if name != "seed")
     rows = [[arm, *(summary.text(_at(identity, name)) for name in names)] for arm, identity in identities.items()]

@@ -10,7 +10,7 @@ when told to make way: write a checkpoint and return
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from iaml import TeacherStudent
-from pipeline import checkpoint, storage
+from pipeline import checkpoint, lease, storage
 from pipeline.checkpoint import Progress
 from pipeline.config import Config
 from pipeline.data.loader import Loader
 from pipeline.data.manifest import load_manifest
 from pipeline.data.order import Share
 from pipeline.telemetry import Telemetry
+from pipeline.terminal import say
 from pipeline.training import placement
 from pipeline.training.engine import Engine, StepResult
-from pipeline.training.monitor import Monitor, say
+from pipeline.training.monitor import Monitor
 from pipeline.training.notices import Notices
 
 NOT_FINITE = (
@@ -47,26 +48,31 @@ def train(settings: dict[str, Any]) -> None:
     the run early. The reason is stored with it, since workers that were started again would come to the same end.
 
     Args:
-        settings: ``config`` (the run's settings) and ``provenance`` (stored with each checkpoint).
+        settings: ``config`` (the run's settings), ``provenance`` (stored with each checkpoint) and ``lease`` (the id
+            of the driver's, see ``pipeline.lease``).
     """
     logging.getLogger().setLevel(logging.WARNING)  # Ray logs each report, which the monitor has said already
     config = Config.model_validate(settings["config"])
     if storage.exists(storage.join(config.run.url, checkpoint.STOPPED)):
         return
+    if lease.is_lost(config.run.url, settings["lease"]):
+        return  # the driver says it; workers that were started again would lose their checkpoints again
     try:
-        _train(config, settings["provenance"])
+        _train(config, settings["provenance"], settings["lease"])
     except ValueError as error:
         _stop(config.run.url, " ".join(str(error).split()))
         raise
 
 
-def _train(config: Config, provenance: dict[str, Any]) -> None:
+def _train(config: Config, provenance: dict[str, Any], lease_id: str) -> None:
     context = ray.train.get_context()
     share = Share(context.get_world_rank(), context.get_world_size(), config.micro_batch, config.train.accumulation)
     device = ray.train.torch.get_device()
-    task, engine, progress = _build(config, device)
+    if context.get_world_rank() == 0:
+        lease.check(config.run.url, lease_id)  # before checkpoints are set aside
+    task, engine, progress = _build(config, provenance.get("start_from"), device)
     loader = Loader([load_manifest(url) for url in config.data.urls], config.data, share, config.run.seed)
-    reporter = _Reporter(config, provenance, progress) if share.rank == 0 else None
+    reporter = _Reporter(config, provenance, lease_id, progress) if share.rank == 0 else None
     places = placement.gather()
     if reporter:
         _say_all([*placement.describe(places), *(str(stream.cache) for stream in loader.streams if stream.cache)])
@@ -103,19 +109,27 @@ def _train(config: Config, provenance: dict[str, Any]) -> None:
         reporter.monitor.close()
 
 
-def _build(config: Config, device: torch.device) -> tuple[TeacherStudent, Engine, Progress]:
-    """The method and its engine, with the state of the newest checkpoint or fresh from the seed."""
+def _build(
+    config: Config, start: Mapping[str, Any] | None, device: torch.device
+) -> tuple[TeacherStudent, Engine, Progress]:
+    """The method and its engine, with the state of the newest checkpoint, else as ``start`` or the seed has it."""
     torch.manual_seed(config.run.seed)
     task = TeacherStudent(config.network, config.objective, config.teacher)
     rank = ray.train.get_context().get_world_rank()
     newest = _newest_checkpoint(config.run.url, rank)
-    progress = checkpoint.load_weights(newest, task) if newest else Progress()
+    progress = Progress()
+    if newest:
+        progress = checkpoint.load_weights(newest, task)
+    elif start:
+        progress = checkpoint.load_start(start, task)
     task.to(device)
     engine = Engine(task, config.optimizer, config.micro_batch, config.train.accumulation)
     if newest:
         engine.load_optimizer_state(checkpoint.load_optimizer(newest), progress.updates)
-        if rank == 0:
-            say(f"continuing from {newest} at step {progress.step}")
+    if rank == 0 and newest:
+        say(f"continuing from {newest} at step {progress.step}")
+    elif rank == 0 and start:
+        say(f"starting from {start['url']}")
     return task, engine, progress
 
 
@@ -180,15 +194,21 @@ class _Window:
 class _Reporter:
     """Rank 0's part: the monitor, and checkpoints handed to Ray Train."""
 
-    def __init__(self, config: Config, provenance: dict[str, Any], progress: Progress) -> None:
+    def __init__(self, config: Config, provenance: dict[str, Any], lease_id: str, progress: Progress) -> None:
         self._config = config
+        self._lease_id = lease_id
         self._provenance = provenance
         self.monitor = Monitor(config.run.url, config.train.steps, progress.step, config.train.global_batch)
 
     def write_checkpoint(
         self, task: TeacherStudent, optimizer: dict[str, Tensor], progress: Progress, prefix: str
     ) -> None:
-        """Store a checkpoint whole and, unless it is an interim one, ask for its scores."""
+        """Store a checkpoint whole and, unless it is an interim one, ask for its scores.
+
+        Raises:
+            LeaseLostError: another process trains the run by now.
+        """
+        lease.check(self._config.run.url, self._lease_id)
         self.monitor.save()
         name = checkpoint.name_at(progress.step, prefix)
         with tempfile.TemporaryDirectory() as folder:

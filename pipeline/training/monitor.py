@@ -4,9 +4,7 @@
 <run>/tensorboard/      the same as TensorBoard events
 """
 
-import functools
 import json
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from pipeline import storage
+from pipeline import storage, terminal
 from pipeline.telemetry import Telemetry
 
 METRICS, EVENTS = "metrics.jsonl", "tensorboard"
@@ -53,7 +51,10 @@ class Monitor:
                 self._writer.add_scalar(name, value, step)
         remaining = (self._steps - step) / rate
         values = "  ".join(f"{name} {value:.4g}" for name, value in record.items() if name != "step")
-        say(f"step {step}/{self._steps}  {values}  ETA {remaining // 60:.0f}m{remaining % 60:02.0f}s")
+        done, eta = f"step {step}/{self._steps}", f"ETA {remaining // 60:.0f}m{remaining % 60:02.0f}s"
+        loss = f"  loss {metrics['loss']:.3g}" if "loss" in metrics else ""
+        live = f"{done}{loss}  {record['images_per_s']:.3g} images/s  {eta}"
+        terminal.say(f"{done}  {values}  {eta}", live=live)
 
     def note_checkpoint(self, step: int) -> None:
         """A checkpoint that is to be scored has been written."""
@@ -83,7 +84,7 @@ def read_metrics(run: str) -> list[dict[str, Any]]:
     records = [_record(line) for line in lines]
     damaged = [number for number, record in enumerate(records, 1) if record is None]
     if damaged:
-        say_once(
+        terminal.say_once(
             f"{url}: passed over {len(damaged)} of {len(lines)} lines that can't be read, the first is {damaged[0]}"
         )
     return [record for record in records if record is not None]
@@ -97,18 +98,6 @@ def _record(line: bytes) -> dict[str, Any] | None:
         return None
     is_whole = isinstance(record, dict) and all(isinstance(value, int | float) for value in record.values())
     return record if is_whole and isinstance(record.get("step"), int) else None
-
-
-def say(message: str) -> None:
-    """Show a line at once; Ray Train's own ``print`` would show it twice."""
-    sys.stdout.write(f"{message}\n")
-    sys.stdout.flush()
-
-
-@functools.cache
-def say_once(message: str) -> None:
-    """Say what a process would otherwise say each time that it reads the same file."""
-    say(message)
 
 
 def _event_folder(run: str) -> Path:

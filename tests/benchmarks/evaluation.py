@@ -16,7 +16,7 @@ from typing import Any
 import ray
 from measure import machine, spread, stay_on, table
 
-from pipeline import launch, resources, storage
+from pipeline import launch, lease, resources, storage
 from pipeline.command_line import user_errors
 from pipeline.config import Config
 from pipeline.data.darkening import DarkenSettings, darken_folder
@@ -105,9 +105,9 @@ def speed(root: Path, data: str, workers: int, training: list[int], evaluation: 
     launch.Validation = OnCores  # type: ignore[misc]
     loop.train = on_cores(training)
     stay_on(EVALUATION_CORES if training == TRAINING_CORES else CORES)  # and so do Ray's own processes
-    with launch.cluster(resources.cpus_needed(config)):
+    with lease.hold(config.run.url) as lease_id, launch.cluster(resources.cpus_needed(config), None):
         config = resources.with_devices(config, manifests)
-        launch.train(config, manifests, launch.provenance_of(manifests), find_lpips(config.evaluation))
+        launch.train(config, manifests, launch.provenance_of(manifests), find_lpips(config.evaluation), lease_id)
     return median(each["images_per_s"] for each in read_metrics(config.run.url) if each["step"] > WARM_UP)
 
 

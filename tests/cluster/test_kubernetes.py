@@ -169,6 +169,29 @@ def test_the_heads_hook_lets_a_driver_save(ray_head: RayHead, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ending", "job_status", "code"),
+    [("exit 0", "SUCCEEDED", 0), ("exit 75", "FAILED", 75), ("kill -9 $$", "FAILED", 137), ("exit 2", "STOPPED", None)],
+)
+def test_what_fails_by_itself_is_not_submitted_again(ray_head: RayHead, ending, job_status, code):
+    from ray.job_submission import JobSubmissionClient
+
+    client = JobSubmissionClient(ray_head.dashboard)
+    run = MANIFESTS / "base" / "run.py"
+    job = client.submit_job(entrypoint=f"{sys.executable} {run} bash -c '{ending}'")
+    wait_until(lambda: client.get_job_status(job).is_terminal(), 120)
+    ended = client.get_job_info(job)
+    assert (ended.status, ended.driver_exit_code) == (job_status, code)
+
+
+@pytest.mark.parametrize("overlay", ["train", "search"])
+def test_commands_are_run_by_the_script_that_the_head_mounts(rendered, overlay):
+    (job,) = (each for each in rendered[overlay] if each["kind"] == "RayJob")
+    (hooks,) = (each for each in rendered[overlay] if each["kind"] == "ConfigMap")
+    assert job["spec"]["entrypoint"].startswith("python /etc/iaml/run.py python /app/") and "run.py" in hooks["data"]
+
+
+@pytest.mark.slow
 def test_a_worker_that_must_go_says_so(rendered, ray_head: RayHead, driver):
     import ray
     from ray._private.state import state

@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+from terminals import IN_FOREGROUND
+
 # a token of the tests' own, whatever the machine's Ray is set up to ask for; Ray reads it as it is imported
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 os.environ |= {"RAY_metrics_report_interval_ms": "1000"}  # a tenth of the usual, since tests wait for it
@@ -113,7 +115,7 @@ class Command:
         }
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start ``python ARGUMENTS``; its output, errors included, is on ``stdout``."""
+        """Start ``python ARGUMENTS`` in the foreground; its output, errors included, is on ``stdout``."""
         return subprocess.Popen(
             [sys.executable, *arguments],
             cwd=ROOT,
@@ -121,17 +123,24 @@ class Command:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            **IN_FOREGROUND,
         )
 
     def __call__(self, *arguments: str, status: int = 0, timeout_s: float = 300) -> str:
-        """Run to the end, expect ``status``, and return the output without colours."""
+        """Run to the end, expect ``status``, and return the output."""
         process = self.start(*arguments)
         try:
-            output = without_colours(process.communicate(timeout=timeout_s)[0])
+            output = process.communicate(timeout=timeout_s)[0]
         finally:
             process.kill()
         assert process.returncode == status, output
         return output
+
+    def without_cluster(self) -> "Command":
+        """The same as where no cluster is named, so that commands start Ray by themselves."""
+        alone = Command(self.head)
+        del alone.environment["RAY_ADDRESS"], alone.environment["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"]
+        return alone
 
     def submit(self, folder: Path, *arguments: str, timeout_s: float = 500) -> str:
         """Submit ``python ARGUMENTS`` as a job from a clone in ``folder``, wait for its end, and return the output."""

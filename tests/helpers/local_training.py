@@ -125,7 +125,7 @@ def _train(settings: dict[str, Any]) -> dict[str, Any]:
         contextlib.suppress(ValueError),  # the loop has stored the reason
         patch.object(loop.placement, "gather", lambda: [Place("here", None)]),  # it would start a cluster
     ):
-        loop.train({"config": settings, "provenance": {}})
+        loop.train({"config": settings, "provenance": {}, "lease": "none"})
     assert not ray.is_initialized()
     return {
         "printed": printed.getvalue(),

@@ -208,4 +208,4 @@ def test_progress_counts_steps_left_out():
     progress = Progress()
     for applied in (True, False, False, True, False):
         progress = progress.after_step(8, applied)
-    assert dataclasses.astuple(progress) == (5, 40, 2, 1)
+    assert dataclasses.astuple(progress) == (5, 40, 2, 1, 0)

@@ -1,11 +1,15 @@
 """Arithmetic on what the nodes of a cluster have."""
 
+import os
+import signal
 from typing import Any
 
 import pytest
+import ray
 
 from pipeline import resources
 from pipeline.config import Config
+from pipeline.data.manifest import load_manifest
 
 
 def config(run: dict[str, Any], **evaluation: Any) -> Config:
@@ -17,6 +21,11 @@ def config(run: dict[str, Any], **evaluation: Any) -> Config:
             "evaluation": evaluation,
         }
     )
+
+
+def nodes_of(*resources: dict[str, float]) -> list[dict[str, Any]]:
+    """What Ray says of such nodes."""
+    return [{"NodeID": str(index), "Alive": True, "Resources": node} for index, node in enumerate(resources)]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +68,64 @@ def test_what_fits_into_no_node_is_refused_rather_than_waited_for(monkeypatch, r
     monkeypatch.setattr(
         resources, "free_on_nodes", lambda: {str(index): dict(node) for index, node in enumerate(nodes)}
     )
-    monkeypatch.setattr(resources.ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
+    monkeypatch.setattr(resources.ray, "nodes", lambda: nodes_of(*nodes))
+    monkeypatch.setattr(resources, "is_autoscaler_v2", lambda: False)
     monkeypatch.setattr(resources.ray, "cluster_resources", lambda: {"CPU": 8.0})
     with pytest.raises(ValueError, match=message):
         resources.with_devices(config(run, **evaluation), [])
+
+
+PARTS = [{"CPU": 2.0, "GPU": 1.0}, {"CPU": 2.0, "GPU": 0.0}]
+
+
+@pytest.fixture
+def requests(monkeypatch) -> list[Any]:
+    """What the autoscaler is asked for; nothing else happens to it, and a second passes at once."""
+    asked: list[Any] = []
+    monkeypatch.setattr(resources, "request_resources", lambda bundles: asked.append(bundles))
+    monkeypatch.setattr(resources, "POLL_S", 0.01)
+    monkeypatch.setattr(resources, "is_autoscaler_v2", lambda: True)
+    return asked
+
+
+def test_an_autoscaler_is_asked_for_what_the_cluster_lacks_until_it_is_there(monkeypatch, requests, capsys) -> None:
+    head, gpu = {"CPU": 1.0}, {"CPU": 8.0, "GPU": 1.0}
+    polls = iter([nodes_of(head), nodes_of(head), nodes_of(head, gpu)])
+    monkeypatch.setattr(resources.ray, "nodes", lambda: next(polls))
+    resources.wait_for(PARTS)
+    assert requests == [[{"CPU": 2.0, "GPU": 1.0}, {"CPU": 2.0}], []]  # the request would outlive the command
+    assert capsys.readouterr().out == "waiting up to 600 s for nodes with 4 CPUs and 1 GPUs (run.wait_s)\n"
+
+
+def test_the_wait_has_an_end(monkeypatch, requests) -> None:
+    monkeypatch.setattr(resources.ray, "nodes", lambda: nodes_of({"CPU": 1.0}))
+    resources.wait_for(PARTS, 0.05)
+    assert requests[-1] == [] and len(requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("nodes", "autoscaler", "limit_s"),
+    [([{"CPU": 8.0, "GPU": 1.0}], True, None), ([{"CPU": 1.0}], False, None), ([{"CPU": 1.0}], True, 0.0)],
+    ids=["all is there", "none would come", "told not to"],
+)
+def test_nothing_is_waited_for_in_vain(monkeypatch, requests, capsys, nodes, autoscaler, limit_s) -> None:
+    monkeypatch.setattr(resources, "is_autoscaler_v2", lambda: autoscaler)
+    monkeypatch.setattr(resources.ray, "nodes", lambda: nodes_of(*nodes))
+    resources.wait_for(PARTS, limit_s)
+    assert requests == [] and capsys.readouterr().out == ""
+
+
+@pytest.mark.slow
+def test_a_node_that_joins_is_waited_for(driver, ray_head, shards) -> None:
+    cpus = int(ray.cluster_resources()["CPU"])
+    manifests = [load_manifest(shards)]
+    run = {"workers": 2, "cpus_per_worker": cpus - 1, "use_gpu": False}
+    with pytest.raises(ValueError, match=r"^the run needs .* CPUs, the Ray cluster has"):
+        resources.with_devices(config(run), manifests)
+    node = ray_head.add_node(num_cpus=cpus)
+    try:
+        found = resources.with_devices(config(run | {"wait_s": 120}), manifests)
+        assert found.evaluation.actors and ray.cluster_resources()["CPU"] == 2 * cpus
+    finally:
+        os.killpg(node.pid, signal.SIGTERM)
+        node.wait(60)

@@ -138,7 +138,7 @@ def test_killing_an_actor_in_the_middle_changes_nothing(pool: Pool, url: str, mo
 
 
 class Fails(torch.nn.Module):
-    """A student whose device fails as often as ``file`` may grow yet, once in each process."""
+    """A student whose device fails until ``file`` has grown to ``times`` bytes, one for each failure."""
 
     def __init__(self, student: torch.nn.Module, file: Path, times: int) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ def test_a_device_that_fails_costs_a_process_or_leaves_the_checkpoint_to_be_scor
 
     fail(2)
     pd.testing.assert_frame_equal(pool.score(url), undisturbed)
-    assert failures.stat().st_size == 2
+    assert failures.stat().st_size >= 2
     file.unlink()
     fail(100)
     with pytest.raises(MachineError, match=f"{url}: not scored, for a reason that may pass: .*unspecified launch"):

@@ -3,6 +3,8 @@
 import json
 import math
 
+import pytest
+from scipy import stats
 from score_tables import DATA, checkpoint_rows, score_rows, score_table
 
 from pipeline.evaluation import scores, tables
@@ -69,11 +71,25 @@ def test_compared_candidates_have_differences_and_their_intervals():
     assert document["checkpoints"] == {"ours": "checkpoint-00000007", "theirs": "pictures", "clean": "clean"}
     psnr = {"protocol": "rgb_u8", "metric": "psnr"}
     infinite = {"reason": "infinite: images are equal to their clean ones"}
+    half = stats.t.ppf(1 - 0.025 / 2, 1)  # of two differences, 3 and 1, one of two comparisons
     assert document["numbers"] == [
         {"row": "ours", "method": "student", **psnr, "mean": 15.0},
         {"row": "theirs", "method": "images", **psnr, "mean": 17.0},
         {"row": "clean", "method": "images", **psnr, "mean": None} | infinite,
-        {"row": "theirs minus the first", **psnr, "mean": 2.0, "low": 1.0, "high": 3.0},
-        {"row": "clean minus the first", **psnr, "mean": None, "low": 0.0, "high": None} | infinite,
+        {
+            "row": "theirs minus the first",
+            **psnr,
+            "mean": 2.0,
+            "low": pytest.approx(2 - half),
+            "high": pytest.approx(2 + half),
+        },
+        {"row": "clean minus the first", **psnr, "mean": None, "low": None, "high": None} | infinite,
     ]
-    assert [line.startswith("differences: mean over the images [95%") for line in document["notes"]] == [True]
+    assert [line.startswith("differences: mean [95% t interval over images") for line in document["notes"]] == [True]
+
+
+def test_the_difference_of_a_single_image_has_no_interval_and_says_so():
+    scored = {"one": score_table({"images": {"a": 10.0}}), "two": score_table({"images": {"a": 12.0}})}
+    difference = json.loads(as_json(tables.candidates_table(scored), scored))["numbers"][-1]
+    assert (difference["mean"], difference["low"], difference["high"]) == (2.0, None, None)
+    assert difference["reason"] == "a single image has no interval"
