@@ -105,6 +105,11 @@ def trained_projections(run: Training) -> list[int]:
     return [scale for scale, name in enumerate(names) if not torch.equal(first[name], last[name])]
 
 
+def begins_where_it_ended(run: Training, other: Training) -> bool:
+    name = "decoder.head.refine.2.weight"
+    return torch.allclose(run.tensors(step=1)[name], other.tensors()[name], atol=1e-7)
+
+
 def brightness_of_black(run: Training) -> float:
     student = checkpoint.load_candidates(str(run.folder / f"checkpoint-{STEPS:08d}"), run.config.network)["student"]
     with torch.no_grad():
@@ -151,6 +156,11 @@ TRAINING = {
         moves=False,
     ),
     "run.seed": Case("1", lambda base, run: first(run, "reconstruction") != first(base, "reconstruction")),
+    "run.start_from": Case(
+        "{runs}/base/checkpoint-00000004",
+        lambda base, run: begins_where_it_ended(run, base),
+        {"--optimizer.learning-rate": "1e-9", "--optimizer.final-learning-rate": "1e-9"},
+    ),
     "data.url": Case(
         "{other}",
         lambda base, run: "other" in run.config.data.url and None not in images_cut(run, 0),
@@ -523,7 +533,7 @@ def test_ablations_and_trials_have_the_options_of_training(folders: dict[str, st
     several = {
         f"--{name.replace('_', '-')}": case.value
         for name, case in TRAINING.items()
-        if name not in ("run.seed", "train.steps")
+        if name not in ("run.seed", "run.start_from", "train.steps")
     }
     changes = several | {
         "--data.extra-urls": "{black}",
@@ -594,6 +604,7 @@ ELSEWHERE = {
     },
     "tests/pipeline/test_resources.py": {
         "test_what_fits_into_no_node_is_refused_rather_than_waited_for": ["train: run.cpus_per_worker"],
+        "test_a_node_that_joins_is_waited_for": ["train: run.wait_s"],
     },
     "tests/pipeline/training/test_loop.py": {
         "test_a_loss_that_stays_not_finite_stops_the_run_with_the_reason": ["train: train.nonfinite_limit"],

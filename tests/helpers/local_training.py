@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from workers import run_workers
 
 from pipeline.config import Config
+from pipeline.start import find_start
 
 Images = NDArray[np.uint8]
 
@@ -60,7 +61,7 @@ class Training:
 
 def train(config: Config) -> Training:
     """Train a run."""
-    (found,) = run_workers(1, _train, config.model_dump(mode="json"))
+    (found,) = run_workers(1, _train, config.model_dump(mode="json"), {"start_from": find_start(config)})
     return Training(config, **found)
 
 
@@ -69,7 +70,7 @@ def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> 
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def _train(settings: dict[str, Any]) -> dict[str, Any]:
+def _train(settings: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
     import contextlib
     import io
     import threading
@@ -125,7 +126,7 @@ def _train(settings: dict[str, Any]) -> dict[str, Any]:
         contextlib.suppress(ValueError),  # the loop has stored the reason
         patch.object(loop.placement, "gather", lambda: [Place("here", None)]),  # it would start a cluster
     ):
-        loop.train({"config": settings, "provenance": {}, "lease": "none"})
+        loop.train({"config": settings, "provenance": provenance, "lease": "none"})
     assert not ray.is_initialized()
     return {
         "printed": printed.getvalue(),
