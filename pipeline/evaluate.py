@@ -62,6 +62,16 @@ class EvaluateSettings(Settings):
             raise ValueError("compare: needs two or more; to score one, use checkpoint or images")
         return self
 
+    @model_validator(mode="after")
+    def _every_field_has_an_effect(self) -> Self:
+        given = self.evaluation.model_fields_set
+        if "last" in given and not self.checkpoint:
+            raise ValueError("evaluation.last: has an effect on a run's table alone, which checkpoint names")
+        for name in ("tile", "grid_images"):
+            if name in given and self.images:
+                raise ValueError(f"evaluation.{name}: has no effect on pictures that are made already")
+        return self
+
     @property
     def urls(self) -> tuple[str, ...]:
         """What is to be scored."""

@@ -139,3 +139,18 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_anything_is_scored(
         with pytest.raises(SystemExit):
             evaluate.main()
         assert f"{tmp_path}/file: cannot be written to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("what", "name"),
+    [
+        ({"images": "/pictures"}, "last"),
+        ({"compare": ["/a", "/b"]}, "last"),
+        ({"images": "/pictures"}, "tile"),
+        ({"images": "/pictures"}, "grid_images"),
+    ],
+)
+def test_options_that_would_have_no_effect_are_refused(what, name):
+    default = getattr(EvaluationSettings(), name)
+    with pytest.raises(ValidationError, match=f"evaluation.{name}: has"):
+        EvaluateSettings.model_validate(what | {"evaluation": {name: default}})
