@@ -1,6 +1,5 @@
 """The weights that a new run begins with: a run's, a checkpoint's, or those of a bare ``student.safetensors``."""
 
-import json
 from typing import Any
 
 import torch
@@ -8,9 +7,9 @@ import torch
 from iaml import AutoEncoder, NetworkSettings
 from iaml.network import ENCODER_CHANNELS
 from pipeline import checkpoint, storage
-from pipeline.checkpoint import PROVENANCE, SETTINGS
+from pipeline.checkpoint import SETTINGS
 from pipeline.config import Config
-from pipeline.evaluation.results import Run, best_checkpoint
+from pipeline.evaluation.results import Run, best_checkpoint, read_provenance
 
 FIRST = "encoder.levels.0.0.weight"  # the layer whose channels tell the width
 
@@ -31,7 +30,7 @@ def find_start(config: Config) -> dict[str, Any] | None:
         return None
     settings = storage.join(config.run.url, SETTINGS)
     if storage.exists(settings) and checkpoint.read_config(config.run.url).run.start_from == given:
-        recorded: dict[str, Any] = json.loads(storage.read_text(storage.join(config.run.url, PROVENANCE)))["start_from"]
+        recorded: dict[str, Any] | None = read_provenance(config.run.url).get("start_from")
         return recorded
     url = best_checkpoint(Run.load(given)) if checkpoint.kind_of(given) == "run" else given
     weights = checkpoint.read_networks(url)

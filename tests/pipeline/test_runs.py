@@ -33,7 +33,7 @@ def test_devices_are_decided_once_for_all_runs(monkeypatch: pytest.MonkeyPatch) 
 
     for name in ("check_data", "provenance_of", "check_run", "check_scores", "check_cluster"):
         monkeypatch.setattr(launch, name, lambda *arguments: None)
-    monkeypatch.setattr(launch, "cluster", lambda cpus: nullcontext())
+    monkeypatch.setattr(launch, "cluster", lambda *arguments, **options: nullcontext())
     monkeypatch.setattr(resources, "with_devices", decide)
     monkeypatch.setattr(runs.ray, "put", lambda value: value)
     monkeypatch.setattr(runs, "_in_turn", in_turn)

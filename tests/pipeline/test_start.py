@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -81,19 +82,20 @@ def test_it_is_recorded_and_the_source_may_move_once_the_run_has_begun(
 ) -> None:
     url, _ = source
     settings = config(tmp_path, "new", url)
+    data: Any = [SimpleNamespace(url="/data", checksum="c")]
     start = find_start(settings)
     assert start and start["url"] == url and set(start["sha256"]) == {checkpoint.STUDENT, checkpoint.TEACHER}
-    provenance = launch.provenance_of([], start)
+    provenance = launch.provenance_of(data, start)
     launch.claim(settings, provenance)
     assert json.loads((tmp_path / "new/provenance.json").read_text())["start_from"] == start
     moved = str(tmp_path / "old/moved")
     Path(url).rename(moved)
     assert find_start(settings) == start  # wherever it is by now
     launch.check_run(
-        config(tmp_path, "new", moved), launch.provenance_of([], find_start(config(tmp_path, "new", moved)))
+        config(tmp_path, "new", moved), launch.provenance_of(data, find_start(config(tmp_path, "new", moved)))
     )
     with pytest.raises(ValueError, match=r"run.start_from: weights \w{12}, \w{12} before, nothing now"):
-        launch.check_run(config(tmp_path, "new", None), launch.provenance_of([]))
+        launch.check_run(config(tmp_path, "new", None), launch.provenance_of(data))
 
 
 def test_other_weights_than_those_that_were_recorded_are_not_loaded(
