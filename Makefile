@@ -23,7 +23,7 @@ demo/shards/manifest.parquet: | setup
 	$(BIN)/python pipeline/pack.py --source "$$work/pairs" --out demo/shards --dev-fraction 0.2
 
 test: setup check      ## Pass the checks and the tests.
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) # threads of two processes would wait for each other
 
 test-slow: setup       ## The tests that take minutes each.
 	$(BIN)/python -m pytest --slow -m slow

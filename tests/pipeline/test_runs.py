@@ -18,7 +18,7 @@ def config(name: str, **evaluation: Any) -> Config:
 def test_devices_are_decided_once_for_all_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     free = iter([{"gpus_per_actor": 0.5, "actors": 2}, {"gpus_per_actor": 0.0, "actors": 9}])
 
-    def decide(config: Config, manifests: Any) -> Config:
+    def decide(config: Config, manifests: Any, count: int) -> Config:
         """As a cluster whose GPU the first run takes."""
         evaluation = config.evaluation.model_copy(update=next(free))
         return config.model_copy(
