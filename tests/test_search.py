@@ -26,6 +26,7 @@ def study_of(folder: Path) -> optuna.Study:
     return optuna.load_study(study_name=folder.name.removesuffix("-search"), storage=f"sqlite:///{folder}/study.db")
 
 
+@pytest.mark.slow
 def test_a_killed_search_ends_with_the_trials_asked_for_as_a_job(command, shards, tmp_path):
     arguments = arguments_of(
         shards, tmp_path, **{"--search.trials": "2", "--search.concurrent": "2", "--search.reduction": "null"}

@@ -153,6 +153,7 @@ class Fails(torch.nn.Module):
         return enhanced
 
 
+@pytest.mark.slow
 def test_a_device_that_fails_costs_a_process_or_leaves_the_checkpoint_to_be_scored_again(
     pool: Pool, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
