@@ -5,8 +5,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := build/bench/peers
-# what uses the session's Ray cluster in one process, all else in another: Ray's processes spend much of their time waiting
-SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup
 
 .PHONY: demo test test-slow test-slurm check bench setup lock clean
 .DELETE_ON_ERROR:
@@ -23,7 +21,7 @@ demo/shards/manifest.parquet: | setup
 	$(BIN)/python pipeline/pack.py --source "$$work/pairs" --out demo/shards --dev-fraction 0.2
 
 test: setup check      ## Pass the checks and the tests.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) # threads of two processes would wait for each other
+	$(BIN)/python -m pytest
 
 test-slow: setup       ## The tests that take minutes each.
 	$(BIN)/python -m pytest --slow -m slow

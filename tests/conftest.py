@@ -23,11 +23,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slurm", action="store_true", help="run the tests on a Slurm of their own as well")
 
 
-@pytest.hookimpl(tryfirst=True)  # before groups are read
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if "ray_head" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("ray"))
         for marker, reason in (("slow", "takes minutes"), ("slurm", "starts a Slurm cluster")):
             if marker in item.keywords and not config.getoption(marker):
                 item.add_marker(pytest.mark.skip(reason=f"{reason}: make test-{marker}"))
