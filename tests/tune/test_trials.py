@@ -198,7 +198,7 @@ def test_runs_may_lie_on_s3(driver, s3, tmp_path):
 
 
 def test_trials_at_the_same_time_are_as_many_as_are_asked_for(monkeypatch, tmp_path):
-    monkeypatch.setattr(trials.resources, "with_devices", lambda config, manifests: config)
+    monkeypatch.setattr(trials.resources, "with_devices", lambda config, manifests, count: config)
     monkeypatch.setattr(trials.resources, "runs_at_once", lambda config: 4)
     at_once = [trials.with_room(config_of(tmp_path / str(n), concurrent=n), [])[1] for n in (None, 3)]
     assert at_once == [4, 3]
