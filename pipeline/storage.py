@@ -290,8 +290,19 @@ def _create(target: Path, data: bytes) -> bool:
         target.hardlink_to(temporary)
     except FileExistsError:
         return False
+    except OSError:  # a file system without links, as FAT and many of FUSE: a reader may meet half a file
+        return _create_in_place(target, data)
     finally:
         temporary.unlink()
+    return True
+
+
+def _create_in_place(target: Path, data: bytes) -> bool:
+    try:
+        with target.open("xb") as file:
+            file.write(data)
+    except FileExistsError:
+        return False
     return True
 
 

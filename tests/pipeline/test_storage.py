@@ -19,6 +19,16 @@ def test_write_replaces_whole_and_leaves_nothing_beside(tmp_path):
     assert storage.listdir(str(tmp_path / "below")) == ["file"]
 
 
+def test_a_file_is_made_once_where_there_are_no_links_either(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError("Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    url = str(tmp_path / "file")
+    assert storage.write_if(url, b"one", None) and storage.write_if(url, b"two", None) is None
+    assert storage.read_bytes(url) == b"one" and storage.listdir(str(tmp_path)) == ["file"]
+
+
 @pytest.mark.parametrize("failing", [(Path, "replace"), (os, "fsync")], ids=["rename", "flush"])
 def test_a_failed_write_keeps_what_was_there_and_leaves_nothing_beside(failing, tmp_path, monkeypatch):
     def fail(*_):
