@@ -1,5 +1,7 @@
 """Training as a worker of Ray Train runs it, in a process that ``run_workers`` has: no cluster, the same loop."""
 
+from __future__ import annotations  # those of the functions that go to a worker are not evaluated there
+
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -73,22 +75,34 @@ def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> 
 def _train(settings: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
     import contextlib
     import io
-    import threading
-    from collections import Counter
-    from types import SimpleNamespace
     from unittest.mock import patch
 
     import ray
-    from ray.train.v2._internal.execution.train_fn_utils import LocalTrainFnUtils, set_train_fn_utils
+    from ray.train.v2._internal.execution.train_fn_utils import set_train_fn_utils
 
     from pipeline.training import loop
     from pipeline.training.placement import Place
 
-    batches, layouts, threads = [], set(), Counter()
+    seen: dict[str, Any] = {"batches": [], "layouts": set(), "threads": {}, "zero_stage": 0}
+    set_train_fn_utils(_worker())
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as printed,
+        patch.object(loop, "Engine", _watched(loop.Engine, seen)),
+        contextlib.suppress(ValueError),  # the loop has stored the reason
+        patch.object(loop.placement, "gather", lambda: [Place("here", None)]),  # it would start a cluster
+    ):
+        loop.train({"config": settings, "provenance": provenance, "lease": "none"})
+    assert not ray.is_initialized()
+    return {**seen, "printed": printed.getvalue()}
+
+
+def _worker() -> Any:
+    """Ray's stand-in without a cluster, which also stores what is reported."""
+    from types import SimpleNamespace
+
+    from ray.train.v2._internal.execution.train_fn_utils import LocalTrainFnUtils
 
     class Worker(LocalTrainFnUtils):
-        """Ray's stand-in without a cluster, which also stores what is reported."""
-
         def report(
             self, metrics: Any, checkpoint: Any = None, checkpoint_dir_name: str = "",
             checkpoint_upload_fn: Any = None, **_: Any,
@@ -96,42 +110,31 @@ def _train(settings: dict[str, Any], provenance: dict[str, Any]) -> dict[str, An
             if checkpoint:
                 checkpoint_upload_fn(checkpoint, checkpoint_dir_name)
 
-    class Watched(loop.Engine):
-        def __init__(self, task: Any, *arguments: Any) -> None:
-            def note(*call: Any) -> None:
-                map_ = call[2]
-                layouts.update(
-                    form
-                    for form in (torch.contiguous_format, torch.channels_last)
-                    if map_.is_contiguous(memory_format=form) and min(map_.shape[1:]) > 1
-                )
-
-            task.student.encoder.levels[0].register_forward_hook(note)
-            super().__init__(task, *arguments)
-            watched.append(self)
-
-        def step(self, given: Any, learning_rate: float) -> Any:
-            if not batches:
-                threads.update(thread.name.split("_")[0] for thread in threading.enumerate())
-            batches.append([tuple(images.numpy().copy() for images in pair) for pair in given])
-            return super().step(given, learning_rate)
-
-    watched: list[Any] = []
     worker = Worker("local")
     worker.get_context().get_storage = lambda: SimpleNamespace(experiment_fs_path="", storage_filesystem=None)
-    set_train_fn_utils(worker)
-    with (
-        contextlib.redirect_stdout(io.StringIO()) as printed,
-        patch.object(loop, "Engine", Watched),
-        contextlib.suppress(ValueError),  # the loop has stored the reason
-        patch.object(loop.placement, "gather", lambda: [Place("here", None)]),  # it would start a cluster
-    ):
-        loop.train({"config": settings, "provenance": provenance, "lease": "none"})
-    assert not ray.is_initialized()
-    return {
-        "printed": printed.getvalue(),
-        "batches": batches,
-        "layouts": layouts,
-        "threads": dict(threads),
-        "zero_stage": watched[0]._engine.zero_optimization_stage() if watched else 0,
-    }
+    return worker
+
+
+def _watched(engine: Any, seen: dict[str, Any]) -> Any:
+    """The engine's class, whose objects note in ``seen`` what passes through them."""
+    import threading
+    from collections import Counter
+
+    class Watched(engine):
+        def __init__(self, task: Any, *arguments: Any) -> None:
+            task.student.encoder.levels[0].register_forward_hook(self._note_layout)
+            super().__init__(task, *arguments)
+            seen["zero_stage"] = self._engine.zero_optimization_stage()
+
+        def _note_layout(self, module: Any, inputs: Any, features: torch.Tensor) -> None:
+            for form in (torch.contiguous_format, torch.channels_last):
+                if features.is_contiguous(memory_format=form) and min(features.shape[1:]) > 1:
+                    seen["layouts"].add(form)
+
+        def step(self, given: Any, learning_rate: float) -> Any:
+            if not seen["batches"]:
+                seen["threads"] = dict(Counter(thread.name.split("_")[0] for thread in threading.enumerate()))
+            seen["batches"].append([tuple(images.numpy().copy() for images in pair) for pair in given])
+            return super().step(given, learning_rate)
+
+    return Watched
