@@ -322,6 +322,12 @@ def test_workers_share_a_run(trained: tuple[Path, list[str], str]) -> None:
     assert re.search(r"node \S+: ranks 0-1 on CPU", printed)
 
 
+def test_a_seed_of_the_base_has_no_effect_on_ablations_and_is_refused(refusal: Callable[..., str]) -> None:
+    message = refusal(ablate, *options(**{"--run.seed": "3", "--arms": "no-mirror"}))
+    assert "run.seed (3) has no effect on ablations: give --seeds, and leave it at 0" in message
+
+
+@pytest.mark.slow
 def test_a_run_gives_up_after_as_many_failures_as_are_allowed(
     driver: None, folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,7 +342,7 @@ def test_a_run_gives_up_after_as_many_failures_as_are_allowed(
     monkeypatch.setattr("pipeline.training.loop.train", fail)
     changes = {"--run.max-failures": "1", "--run.use-gpu": "false", "--run.name": "failing"}
     with pytest.raises(TrainingFailedError, match="the worker's node is gone"):
-        launch.trainer(settings_of(changes, folders), {}, None).fit()
+        launch.trainer(settings_of(changes, folders), {}, None, "none").fit()
     assert (tmp_path / "starts").read_text().count("started") == 2
 
 
@@ -491,7 +497,7 @@ def test_options_of_scoring_pictures(
     pictures.mkdir()
     for path in (Path(shards).parent / "source/test/high").glob("*.png"):
         (pictures / path.name).write_bytes(path.read_bytes())
-    monkeypatch.setattr(launch, "cluster", lambda cpus: nullcontext())
+    monkeypatch.setattr(launch, "cluster", lambda cpus, log: nullcontext())
     asked: list[dict[str, float]] = []
     remote = ray.remote
     monkeypatch.setattr(pools.ray, "remote", lambda **asking: asked.append(asking) or remote(**asking))
@@ -549,11 +555,6 @@ def test_ablations_and_trials_have_the_options_of_training(folders: dict[str, st
     for run in (reference, trial):
         found = [name for name, _, _ in differences(config.model_dump(), run.model_dump())]
         assert set(found) <= {"run.name", "run.storage", "run.seed", "evaluation.actors"} and run.run.seed == 7
-
-
-def test_a_seed_of_the_base_has_no_effect_on_ablations_and_is_refused(refusal: Callable[..., str]) -> None:
-    message = refusal(ablate, *options(**{"--run.seed": "3", "--arms": "no-mirror"}))
-    assert "run.seed (3) has no effect on ablations: give --seeds, and leave it at 0" in message
 
 
 # --- is any without a case?
