@@ -20,8 +20,10 @@ demo/shards/manifest.parquet: | setup
 	$(BIN)/python pipeline/darken.py --source "$$work/photographs" --out "$$work/pairs" --variants 3 && \
 	$(BIN)/python pipeline/pack.py --source "$$work/pairs" --out demo/shards --dev-fraction 0.2
 
+# the tests on a Ray cluster one after the other, since each of them has processes for all cores
 test: setup check      ## Pass the checks and the tests.
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray" --numprocesses logical --dist loadfile
+	$(BIN)/python -m pytest -m ray
 
 test-slow: setup       ## The tests that take minutes each.
 	$(BIN)/python -m pytest --slow -m slow
@@ -57,7 +59,7 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --no-compile --constraint requirements.lock torch
 	$(BIN)/pip install --quiet --no-compile --no-deps --requirement requirements.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
-	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true # some packages hold files for a newer Python
+	$(BIN)/python -m compileall -qq -j 0 -x '/tests?/|/rllib/' $(VENV)/lib || true # some packages hold files for a newer Python
 	touch $@
 
 lock: setup            ## Resolve the ranges of pyproject.toml anew.

@@ -1,6 +1,7 @@
 """What all tests share: one Ray cluster and one S3 server for the whole session."""
 
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from s3 import WEED, FaultProxy, S3Server, forget_clients
 # what a machine that is busy with other things takes for an example says nothing
 hypothesis.settings.register_profile("without_deadlines", deadline=None)
 hypothesis.settings.load_profile("without_deadlines")
+# where pytest is a shell's background job it ignores Ctrl-C, and so would all that it starts
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,8 +26,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slurm", action="store_true", help="run the tests on a Slurm of their own as well")
 
 
+@pytest.hookimpl(tryfirst=True)  # before markers choose
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
+        if "ray_head" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ray)
         for marker, reason in (("slow", "takes minutes"), ("slurm", "starts a Slurm cluster")):
             if marker in item.keywords and not config.getoption(marker):
                 item.add_marker(pytest.mark.skip(reason=f"{reason}: make test-{marker}"))
@@ -87,11 +93,10 @@ def trained(command: Command, shards: str, tmp_path_factory: pytest.TempPathFact
         "--data.cache": str(tmp_path_factory.mktemp("cache")),
         "--data.cache-gib": "1",
         "--evaluation.lpips": "alex",
-        "--network.width": "0.125",
         "--teacher.norm": "separate",
         "--optimizer.zero-stage": "2",
         "--train.steps": "48",
-        "--train.global-batch": "16",
+        "--train.global-batch": "8",
         "--checkpoint.every": "12",
         "--run.workers": "2",
         "--run.storage": str(storage),

@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import time
+from pathlib import Path
 from threading import Thread
 
 import pandas as pd
@@ -14,67 +15,93 @@ import ray
 from commands import CPUS, WEIGHTS, options
 from terminals import Terminal, press_ctrl_c
 
-from pipeline import interruption
+from pipeline import interruption, storage
 from pipeline.evaluation import results, scores
 from pipeline.training import notices
 
 
-def at_step(process, run, step, act):
-    """Read what the run shows until ``step`` is done, then ``act`` on the process id of the worker that says so."""
+def at_step(process, step, act):
+    """Read what the run shows until ``step`` is done, then ``act``."""
     output = ""
     for line in process.stdout:
         output += line
         found = re.match(r"step (\d+)/", line)
         if found and int(found[1]) >= step:
-            log = (run / "log.txt").read_text()
-            act(int(re.findall(rf"\(RayTrainWorker pid=(\d+) .*\) {found[0]}", log)[-1]))
+            act()
             return output
     raise AssertionError(f"the run ended before step {step}:\n{output}")
 
 
+def training_worker(head):
+    """A worker of the run that the head's cluster trains."""
+    found = [each for each in head.processes() if each.cmdline()[:1] and "RayTrainWorker" in each.cmdline()[0]]
+    return found[0]
+
+
 def ask_to_make_way(process, worker):
-    """Ask the driver, and hold the worker until it is due to look, lest the last step comes first."""
-    os.kill(worker, signal.SIGSTOP)
+    """Ask the driver, and hold a worker until it is due to look, lest the last step comes first."""
+    worker.suspend()
     press_ctrl_c(process)
     time.sleep(notices.LOOK_S)
-    os.kill(worker, signal.SIGCONT)
+    worker.resume()
 
 
-def test_killed_worker_and_driver_and_ctrl_c_leave_no_trace(trained, command):
+def assert_no_trace(torn, whole):
+    """That weights, metrics and scores of a run of 48 steps are those of one that nothing happened to."""
+    for name in WEIGHTS:
+        path = f"checkpoint-00000048/{name}"
+        assert storage.read_bytes(f"{torn}/{path}") == (whole / path).read_bytes()
+    lines = [storage.read_text(f"{run}/metrics.jsonl").splitlines() for run in (whole, torn)]
+    without_rate = [[re.sub(r'"images_per_s": [\d.]+', "", line) for line in run] for run in lines]
+    assert without_rate[0] == without_rate[1]
+    assert results.unscored(torn) == []
+    tables = [scores.read_run(run).query("metric != 'lpips' and step == 48") for run in (str(whole), torn)]
+    pd.testing.assert_frame_equal(*(table.reset_index(drop=True) for table in tables))
+
+
+def test_a_killed_worker_leaves_no_trace_nor_does_s3(trained, command, shards, s3, tmp_path):
+    whole, arguments, _ = trained
+    bucket = s3.make_bucket()
+    torn = f"{bucket}/runs/small"
+    storage.upload_folder(Path(shards), f"{bucket}/set")
+    arguments = [*arguments, "--data.url", f"{bucket}/set", "--run.storage", f"{bucket}/runs"]
+    arguments += ["--data.cache", str(tmp_path), "--evaluation.lpips", "none"]
+    process = command.start("pipeline/train.py", *arguments)
+    at_step(process, 13, lambda: training_worker(command.head).kill())
+    output = process.communicate(timeout=200)[0]
+    assert process.returncode == 0, output
+    assert re.search(rf"continuing from {torn}/checkpoint-000000(12|24) at step \1", output)
+    assert f"report: {torn}/report.html" in output
+    assert list(tmp_path.rglob("*.tar")) and list(tmp_path.rglob("*.pixels"))
+    assert_no_trace(torn, whole)
+
+
+@pytest.mark.slow
+def test_ctrl_c_and_a_killed_driver_and_lost_and_damaged_checkpoints_leave_no_trace(trained, command):
     whole, arguments, _ = trained
     torn = whole.with_name("torn")
     arguments = [*arguments, "--run.name", "torn", "--evaluation.lpips", "none"]
     process = command.start("pipeline/train.py", *arguments)
-    at_step(process, torn, 13, lambda worker: os.kill(worker, signal.SIGKILL))
-    output = at_step(process, torn, 25, lambda worker: ask_to_make_way(process, worker))
-    assert re.search(rf"continuing from {torn}/checkpoint-000000(12|24) at step \1", output)
+    at_step(process, 25, lambda: ask_to_make_way(process, training_worker(command.head)))
     assert "interrupted: the same command continues" in process.communicate(timeout=60)[0]
     assert process.returncode == interruption.STATUS
 
+    shutil.rmtree(torn / "checkpoint-00000012")  # which Ray's own list, read again, would insist on
     process = command.start("pipeline/train.py", *arguments)
-    output = at_step(process, torn, 37, lambda worker: process.kill())
+    output = at_step(process, 37, process.kill)
     process.wait(30)
     kept = re.search(rf"continuing from {torn}/interim-000000(\d\d) at step \1", output)
     assert kept and int(kept[1]) > 24
     assert not (torn / "checkpoint-00000048").exists()
     time.sleep(2)  # Ray notices that the driver is gone and ends its workers
-    shutil.rmtree(torn / "checkpoint-00000012")  # which Ray's own list, read again, would insist on
     damaged = torn / "checkpoint-00000036/optimizer.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
     output = command("pipeline/train.py", *arguments)
     assert f"{damaged}: is damaged, its SHA-256 is not that of state.json; this checkpoint is passed over" in output
     assert f"continuing from {torn}/checkpoint-00000024 at step 24" in output
-
-    for name in WEIGHTS:
-        assert (torn / "checkpoint-00000048" / name).read_bytes() == (whole / "checkpoint-00000048" / name).read_bytes()
-    lines = [(run / "metrics.jsonl").read_text().splitlines() for run in (whole, torn)]
-    without_rate = [[re.sub(r'"images_per_s": [\d.]+', "", line) for line in run] for run in lines]
-    assert without_rate[0] == without_rate[1]
+    assert_no_trace(str(torn), whole)
     # the drivers ended with checkpoints that were not scored yet; what was written out of turn is not scored at all
-    assert results.unscored(str(torn)) == []
     assert sorted(scores.read_run(str(torn))["step"].unique()) == [24, 36, 48]
-    tables = [scores.read_run(str(run)).query("metric != 'lpips' and step == 48") for run in (whole, torn)]
-    pd.testing.assert_frame_equal(*(table.reset_index(drop=True) for table in tables))
 
 
 def own_ray(command, shards, storage, name, **changes):

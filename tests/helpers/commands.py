@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 from terminals import IN_FOREGROUND
 
 # a token of the tests' own, whatever the machine's Ray is set up to ask for; Ray reads it as it is imported
@@ -66,6 +67,10 @@ class RayHead:
         )
         for wanted in (port, dashboard):
             self._wait_for(wanted)
+
+    def processes(self) -> list[psutil.Process]:
+        """All that run on the head now."""
+        return psutil.Process(self._process.pid).children(recursive=True)
 
     def stop(self) -> None:
         """End the head and all that it started."""

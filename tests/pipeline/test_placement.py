@@ -79,6 +79,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return load_manifest(packed(tmp_path_factory.mktemp("pairs"), test=1))
 
 
+@pytest.mark.slow
 def test_every_node_is_asked_and_what_is_amiss_is_said_of_it_alone(
     cluster: dict[str, str], s3: S3Server, manifest: Manifest
 ) -> None:
@@ -96,6 +97,7 @@ def test_every_node_is_asked_and_what_is_amiss_is_said_of_it_alone(
     assert not CACHE.expanduser().exists()  # the head, which has no GPU, does not train
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_nodes_that_do_not_answer_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nodes, "PATIENCE_S", 0.0)
@@ -103,6 +105,7 @@ def test_nodes_that_do_not_answer_are_named(monkeypatch: pytest.MonkeyPatch) -> 
         nodes.check_nodes([])
 
 
+@pytest.mark.slow
 def test_ranks_are_packed_by_node_and_each_has_the_gpu_that_ray_gave_it(
     cluster: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,7 +73,7 @@ def test_all_numbers_reach_prometheus_under_their_names_kinds_and_tags(ray_head,
 def test_a_run_tells_what_its_workers_read_and_how_many_images_were_scored(ray_head, trained):
     found = {(name, labels.get("rank")): value for name, _, labels, value in scrape(ray_head, run="small")}
     for rank in ("0", "1"):
-        assert found["ray_iaml_pairs_total", rank] == 48 * 16 / 2
+        assert found["ray_iaml_pairs_total", rank] == 48 * 8 / 2
         assert found["ray_iaml_data_wait_seconds_total", rank] > 0
     assert found["ray_iaml_scored_images_total", None] == 4 * 3
 

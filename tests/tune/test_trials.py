@@ -94,16 +94,16 @@ def ended(study: Study) -> dict[int, str]:
 
 @pytest.fixture(scope="module")
 def folder(driver, tmp_path_factory):
-    """The folder of a search of eight trials over the formula."""
+    """The folder of a search of five trials over the formula."""
     folder = tmp_path_factory.mktemp("formula")
-    searched(folder, trials=8, concurrent=4)
+    searched(folder, trials=5, concurrent=5)
     return folder
 
 
 def test_each_trial_is_told_with_the_scores_of_its_run(folder):
-    config = config_of(folder, trials=8)
+    config = config_of(folder, trials=5)
     study = Study(config, ["checksum"])
-    assert [trial.number for trial in study.trials()] == list(range(8))
+    assert [trial.number for trial in study.trials()] == list(range(5))
     assert set(ended(study).values()) == {"finished", "stopped"}
     for trial in study.trials():
         run = space.applied(config, trial.parameters, trials.run_name(trial.number), 0)
@@ -117,9 +117,9 @@ def test_each_trial_is_told_with_the_scores_of_its_run(folder):
 
 
 def test_a_search_that_is_complete_or_wants_more_trials_runs_only_the_missing_ones(folder):
-    before = Study(config_of(folder, trials=8), ["checksum"]).trials()
-    study = searched(folder, trials=9)
-    assert study.trials()[:8] == before and len(study.trials()) == 9
+    before = Study(config_of(folder, trials=5), ["checksum"]).trials()
+    study = searched(folder, trials=6)
+    assert study.trials()[:5] == before and len(study.trials()) == 6
 
 
 def searched_in_turn(folder: Path, **search: Any) -> Study:
@@ -140,11 +140,12 @@ def searched_in_turn(folder: Path, **search: Any) -> Study:
 
 
 def medians(folder: Path, search: Callable[..., Study], **settings: Any) -> float:
-    """Median over five seeds of the best value that forty trials find."""
-    found = [search(folder / f"seed{seed}", seed=seed, trials=40, **settings).best()[0].values for seed in range(5)]
+    """Median over three seeds of the best value that thirty trials find."""
+    found = [search(folder / f"seed{seed}", seed=seed, trials=30, **settings).best()[0].values for seed in range(3)]
     return statistics.median(values[0] for values in found)
 
 
+@pytest.mark.slow
 def test_a_known_optimum_is_found_and_better_than_at_random(without_waiting_for_the_disk, tmp_path):
     found, at_random = (medians(tmp_path / name, searched_in_turn, sampler=name) for name in ("tpe", "random"))
     assert found > 0.95 * BEST_DB > at_random
@@ -190,6 +191,7 @@ def test_failed_trials_keep_their_reason_and_do_not_stop_the_search(driver, tmp_
     assert reasons[4] == "none of its checkpoints was scored"
 
 
+@pytest.mark.slow
 def test_runs_may_lie_on_s3(driver, s3, tmp_path):
     bucket = s3.make_bucket()
     study = searched(bucket, trials=2, reduction=None, storage=f"sqlite:///{tmp_path}/study.db")
@@ -206,6 +208,7 @@ def test_trials_at_the_same_time_are_as_many_as_are_asked_for(monkeypatch, tmp_p
         trials.with_room(config_of(tmp_path / "5", concurrent=5), [])
 
 
+@pytest.mark.slow
 def test_time_that_is_over_leaves_trials_to_go_on_another_time(driver, tmp_path):
     def slow(config: Config) -> None:
         write_scores(config, EVERY, 10.0)
@@ -220,6 +223,7 @@ def test_time_that_is_over_leaves_trials_to_go_on_another_time(driver, tmp_path)
     assert {number: study.trial(number).parameters for number in began} == began
 
 
+@pytest.mark.slow
 def test_a_job_that_is_to_make_way_leaves_its_trials_to_go_on_another_time(driver, tmp_path):
     def interrupted(config: Config) -> None:
         write_scores(config, EVERY, 10.0)
@@ -227,13 +231,12 @@ def test_a_job_that_is_to_make_way_leaves_its_trials_to_go_on_another_time(drive
         raise JobInterruptedError
 
     try:
-        study = searched(tmp_path, interrupted, trials=4)
+        study = searched(tmp_path, interrupted, 1, trials=4)
         assert interruption.requested()
     finally:
         _internal_kv_del(interruption._key())
-    assert set(ended(study).values()) == {"running"} and len(study.trials()) <= 2
-    study = searched(tmp_path, trials=2)
-    assert set(ended(study).values()) <= {"finished", "stopped"} and len(study.trials()) == 2
+    assert ended(study) == {0: "running"}
+    assert ended(searched(tmp_path, trials=1)) == {0: "finished"}
 
 
 @pytest.fixture
@@ -245,6 +248,7 @@ def room_for_one(driver):
     remove_placement_group(taken)
 
 
+@pytest.mark.slow
 def test_a_stopped_trial_gives_back_its_resources_at_once(room_for_one, shards, tmp_path, monkeypatch):
     """Each trial takes all that is free, validation included, so that one that kept anything would block the next."""
     monkeypatch.setattr(Study, "is_poor", lambda self, number: number == 0)

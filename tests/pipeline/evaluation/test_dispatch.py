@@ -42,6 +42,8 @@ class Worker:
         if key == "faulty":
             raise KeyError(key)
         if self.has_bad_device:
+            from pipeline.evaluation.failures import MachineError  # here, since it brings torch, which takes seconds
+
             self.spent = True
             raise MachineError("the device is lost")
         return key.upper()
@@ -84,6 +86,7 @@ def test_what_a_failing_device_can_not_do_is_done_by_other_actors(tmp_path: Path
     assert 1 <= failed <= 4 and sum(map(len, processes)) - len(processes) in (failed - 1, failed)
 
 
+@pytest.mark.slow
 def test_where_every_device_fails_it_ends_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(
         MachineError, match=r"^a: 3 evaluation actors failed at it, the last one so: the device is lost"

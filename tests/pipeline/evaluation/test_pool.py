@@ -182,6 +182,7 @@ def test_a_device_that_fails_costs_a_process_or_leaves_the_checkpoint_to_be_scor
     pd.testing.assert_frame_equal(pool.score(url), undisturbed)  # the same actors
 
 
+@pytest.mark.slow
 def test_the_death_of_a_node_changes_nothing(
     pool: Pool, url: str, manifest: Manifest, ray_head: RayHead, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ import pytest
 from pages import check_nesting, figures, rows_by_name, sections
 from PIL import Image
 
-from pipeline import checkpoint
+from pipeline import checkpoint, report
 from pipeline.config import Config
 from pipeline.evaluation import scores
 from pipeline.evaluation.results import VIEWS, Run, arms, pictures_folder
@@ -309,13 +309,12 @@ def test_the_band_of_an_arm_spans_its_seeds_at_their_common_steps():
     assert draw([Line("empty", pd.Series(dtype=float))]) is None
 
 
-def test_the_command_writes_beside_the_run_or_where_it_is_told(tmp_path):
+def test_the_command_writes_beside_the_run_or_says_what_is_amiss(refusal, tmp_path):
     run = make_run(tmp_path)
     command = [sys.executable, "pipeline/report.py", str(run)]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"report: {run}/report.html\n"
     assert (run / "report.html").read_text().startswith("<!doctype html>")
-    missing = subprocess.run([*command[:2], str(tmp_path / "none")], capture_output=True, text=True)
-    assert missing.returncode == 2 and missing.stderr.startswith("error: ")
+    assert refusal(report, str(tmp_path / "none")).startswith("error: ")
 
 
 @needs_chromium
