@@ -125,7 +125,7 @@ def test_ctrl_c_at_a_terminal_reaches_all_processes_of_a_ray_of_ones_own_and_the
     user.wait_for(r"step 10/2000")
     user.press_ctrl_c()
     assert user.end() == interruption.STATUS, user.shown
-    assert user.shown.rstrip().endswith("interrupted: the same command continues")
+    assert user.left.endswith("\ninterrupted: the same command continues\n")
     (interim,) = tmp_path.glob("run/interim-*")
     # the session's Ray runs as well; processes that look for one find two
     log = (tmp_path / "run/log.txt").read_text()
@@ -152,7 +152,7 @@ def test_ctrl_c_before_ray_runs_ends_with_one_line(command, shards, tmp_path):
     user.wait_for("no LPIPS")
     user.press_ctrl_c()
     assert user.end() == interruption.KEYBOARD_STATUS
-    assert user.shown.splitlines()[1:] == ["interrupted"]
+    assert user.left.splitlines()[1:] == ["interrupted"]
 
 
 @pytest.mark.slow

@@ -47,6 +47,11 @@ class Terminal:
         while not re.search(pattern, self.shown):
             assert time.monotonic() < deadline and self._read(), f"no {pattern!r}:\n{self.shown}"
 
+    @property
+    def left(self) -> str:
+        """What stays on the screen: without what was erased, and without codes, which Ray's own library ends with."""
+        return re.sub(r"[^\n]*\r\x1b\[2K|\x1b\[0m", "", self.shown)
+
     def press_ctrl_c(self) -> None:
         """Interrupt all processes that the terminal's foreground holds."""
         press_ctrl_c(self.process)
