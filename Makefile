@@ -20,9 +20,10 @@ demo/shards/manifest.parquet: | setup
 	$(BIN)/python pipeline/darken.py --source "$$work/photographs" --out "$$work/pairs" --variants 3 && \
 	$(BIN)/python pipeline/pack.py --source "$$work/pairs" --out demo/shards --dev-fraction 0.2
 
-# the tests on a Ray cluster one after the other, since each of them has processes for all cores
+# the tests on a Ray cluster come one after the other, since each of them has processes for all cores; the others
+# in a process for each core, and eight at most for the memory that they take
 test: setup check      ## Pass the checks and the tests.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray" --numprocesses logical --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray" --numprocesses logical --maxprocesses 8 --dist loadfile
 	$(BIN)/python -m pytest -m ray
 
 test-slow: setup       ## The tests that take minutes each.
@@ -52,7 +53,8 @@ $(PEERS)/.ready: tests/benchmarks/requirements-peers.txt | setup
 setup: $(READY)        ## The virtual environment.
 
 # torch comes first, with its dependencies, since those differ between its CPU and CUDA builds; all else is
-# in the lock file, whole. Compiling last, on all cores, is faster than pip's compiling on one.
+# in the lock file, whole. Compiling last, on all cores, is faster than pip's compiling on one, and can leave out what
+# nothing here imports.
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.x")'
 	$(PYTHON) -m venv $(VENV)

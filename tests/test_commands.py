@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +13,7 @@ from datasets import packed, write_pairs
 from PIL import Image
 from transcripts import not_meant
 
-from pipeline import pack, report, storage, train
+from pipeline import pack, storage, train
 from pipeline.data.pairing import find_pairs
 
 
@@ -161,7 +160,7 @@ def test_evaluate_compares_runs_checkpoints_and_pictures(scored_on_test, command
 
 
 @pytest.mark.slow
-def test_ablations_end_in_a_table_of_arms_over_seeds(command, shards, tmp_path, monkeypatch, capsys):
+def test_ablations_end_in_a_table_of_arms_over_seeds(command, shards, tmp_path):
     changes = {"--data.url": shards, "--run.storage": str(tmp_path), "--run.name": "arms"}
     arguments = [*options(**changes), "--arms", "no-mirror", "--seeds", "7", "--at-once", "2"]
     output = command("pipeline/ablate.py", *arguments)
@@ -174,9 +173,7 @@ def test_ablations_end_in_a_table_of_arms_over_seeds(command, shards, tmp_path, 
     assert output.endswith(again)
     runs = [str(tmp_path / f"arms/{arm}-seed7") for arm in ("reference", "no-mirror")]
     page = tmp_path / "page.html"
-    monkeypatch.setattr(sys, "argv", ["report.py", *runs, "--out", str(page)])
-    report.main()
-    assert capsys.readouterr().out == f"report: {page}\n"
+    assert command("pipeline/report.py", *runs, "--out", str(page), timeout_s=120) == f"report: {page}\n"
     assert "mirror_weight" in page.read_text()
 
 

@@ -49,7 +49,7 @@ class Terminal:
 
     @property
     def left(self) -> str:
-        """What stays on the screen: without what was erased, and without codes, which Ray's own library ends with."""
+        """What stays on the screen: without what was erased, and the code that Ray's colorama writes at exit."""
         return re.sub(r"[^\n]*\r\x1b\[2K|\x1b\[0m", "", self.shown)
 
     def press_ctrl_c(self) -> None:

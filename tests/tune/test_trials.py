@@ -140,8 +140,8 @@ def searched_in_turn(folder: Path, **search: Any) -> Study:
 
 
 def medians(folder: Path, search: Callable[..., Study], **settings: Any) -> float:
-    """Median over three seeds of the best value that thirty trials find."""
-    found = [search(folder / f"seed{seed}", seed=seed, trials=30, **settings).best()[0].values for seed in range(3)]
+    """Median over five seeds of the best value that forty trials find."""
+    found = [search(folder / f"seed{seed}", seed=seed, trials=40, **settings).best()[0].values for seed in range(5)]
     return statistics.median(values[0] for values in found)
 
 
@@ -231,12 +231,13 @@ def test_a_job_that_is_to_make_way_leaves_its_trials_to_go_on_another_time(drive
         raise JobInterruptedError
 
     try:
-        study = searched(tmp_path, interrupted, 1, trials=4)
+        study = searched(tmp_path, interrupted, trials=4)
         assert interruption.requested()
     finally:
         _internal_kv_del(interruption._key())
-    assert ended(study) == {0: "running"}
-    assert ended(searched(tmp_path, trials=1)) == {0: "finished"}
+    assert set(ended(study).values()) == {"running"} and len(study.trials()) <= 2
+    study = searched(tmp_path, trials=2)
+    assert set(ended(study).values()) <= {"finished", "stopped"} and len(study.trials()) == 2
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ class Worker:
         if key == "faulty":
             raise KeyError(key)
         if self.has_bad_device:
-            from pipeline.evaluation.failures import MachineError  # here, since it brings torch, which takes seconds
+            from pipeline.evaluation.failures import MachineError  # here: torch, which it brings, takes seconds
 
             self.spent = True
             raise MachineError("the device is lost")
