@@ -4,12 +4,13 @@ python pipeline/ablate.py --config lol_v1 --data.url s3://bucket/lol_v1 --seeds 
 python pipeline/ablate.py --config lol_v1 --data.url lol_v1/shards --arms no-mirror no-ema --seeds 0 1 --at-once 2
 """
 
-from pipeline import ablation, runs, storage, terminal
-from pipeline.command_line import argument_parser, user_errors
-from pipeline.config import Config, parse_config
-from pipeline.evaluation.results import Run, arms
+from pipeline import storage, terminal
+from pipeline.launch import ablation, many
 from pipeline.reporting.comparison import chosen_table
 from pipeline.reporting.report import REPORT, write_report
+from pipeline.run.history import Run, arms
+from pipeline.settings.command_line import argument_parser, user_errors
+from pipeline.settings.config import Config, parse_config
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
         if options["at_once"] is not None and options["at_once"] < 1:
             raise ValueError(f"--at-once: must be at least 1, not {options['at_once']}")
         configs = ablation.configs_of(base, options["arms"], options["seeds"])
-        failed = runs.train_all(configs, options["at_once"])
+        failed = many.train_all(configs, options["at_once"])
         if failed:
             reasons = "".join(f"\n  {name}: {reason}" for name, reason in failed.items())
             raise ValueError(

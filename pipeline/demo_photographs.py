@@ -4,8 +4,8 @@ python pipeline/demo_photographs.py --out photographs
 python pipeline/demo_photographs.py --out ~/photographs
 """
 
-from pipeline.command_line import parse_settings, user_errors
-from pipeline.data.photographs import PhotographSettings, export_photographs
+from pipeline.packing.photographs import PhotographSettings, export_photographs
+from pipeline.settings.command_line import parse_settings, user_errors
 
 
 def main() -> None:

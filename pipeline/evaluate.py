@@ -11,19 +11,21 @@ import pandas as pd
 from pydantic import Field, model_validator
 
 from iaml import Settings
-from pipeline import launch, resources, storage, terminal
-from pipeline.command_line import parse_settings, user_errors
+from pipeline import storage, terminal
 from pipeline.data.manifest import Manifest, load_manifest
-from pipeline.evaluation import scores, tables
 from pipeline.evaluation.candidates import Candidate, pictures_of
 from pipeline.evaluation.pool import Pool, sized
-from pipeline.evaluation.results import Run
-from pipeline.evaluation.scores import Table
-from pipeline.evaluation.settings import EvaluationSettings, Split
-from pipeline.evaluation.table_json import as_json
-from pipeline.evaluation.tables import TextTable
-from pipeline.nodes import check_nodes
+from pipeline.launch import capacity, trainer
+from pipeline.launch.node_checks import check_nodes
+from pipeline.reporting import tables
 from pipeline.reporting.report import REPORT, write_report
+from pipeline.reporting.table_json import as_json
+from pipeline.reporting.tables import TextTable
+from pipeline.run import scores
+from pipeline.run.history import Run
+from pipeline.run.scores import Table
+from pipeline.settings.command_line import parse_settings, user_errors
+from pipeline.settings.evaluation import EvaluationSettings, Split
 
 
 class EvaluateData(Settings):
@@ -120,7 +122,7 @@ def evaluate(settings: EvaluateSettings, candidates: Sequence[Candidate], manife
     records = manifest.pairs(split)
     keys = [record.key for record in records]
     pictures = {each.url: pictures_of(each.url, records) for each in candidates if each.config is None}
-    lpips = launch.check_scores(evaluation)
+    lpips = trainer.check_scores(evaluation)
     columns = evaluation.columns(lpips=not isinstance(lpips, str))
     checksum = None if isinstance(lpips, str) else lpips.sha256
 
@@ -140,12 +142,12 @@ def evaluate(settings: EvaluateSettings, candidates: Sequence[Candidate], manife
     known = {text for each in wanted for text in scores.conditions_of(stored(each))}
     if not any(not waiting(conditions) for conditions in known):  # where all have been scored alike is no matter
         actors = evaluation.actors or 1
-        with launch.cluster(actors * evaluation.cpus_per_actor, None):
+        with trainer.cluster(actors * evaluation.cpus_per_actor, None):
             part = {"CPU": float(evaluation.cpus_per_actor), "GPU": evaluation.gpus_per_actor or 0.0}
-            resources.wait_for([part] * actors)
-            resources.check(actors * evaluation.cpus_per_actor, actors * (evaluation.gpus_per_actor or 0.0))
+            capacity.wait_for([part] * actors)
+            capacity.check(actors * evaluation.cpus_per_actor, actors * (evaluation.gpus_per_actor or 0.0))
             check_nodes([manifest])
-            evaluation = sized(evaluation, len(keys), list(resources.free_on_nodes().values()))
+            evaluation = sized(evaluation, len(keys), list(capacity.free_on_nodes().values()))
             pool = Pool.start(evaluation, manifest, split, lpips)
             unlike = waiting(evaluation.conditions)
             for each in unlike:

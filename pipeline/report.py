@@ -5,9 +5,9 @@ python pipeline/report.py ~/iaml-runs/lol_v1 ~/iaml-runs/half --out comparison.h
 """
 
 from pipeline import storage
-from pipeline.command_line import argument_parser, user_errors
-from pipeline.evaluation.results import Run
 from pipeline.reporting.report import REPORT, write_report
+from pipeline.run.history import Run
+from pipeline.settings.command_line import argument_parser, user_errors
 
 
 def main() -> None:

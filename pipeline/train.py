@@ -7,13 +7,14 @@ python pipeline/train.py --config lol_v1 --data.url lol_v1/shards --run.name hal
 import sys
 import uuid
 
-from pipeline import launch, lease, resources, storage, terminal
-from pipeline.command_line import argument_parser, user_errors
-from pipeline.config import Config, parse_config
-from pipeline.evaluation import results
-from pipeline.evaluation.results import Run
+from pipeline import storage, terminal
+from pipeline.launch import capacity, trainer
+from pipeline.launch.provenance import find_start
 from pipeline.reporting.report import REPORT, write_report
-from pipeline.start import find_start
+from pipeline.run import history, lease
+from pipeline.run.history import Run
+from pipeline.settings.command_line import argument_parser, user_errors
+from pipeline.settings.config import Config, parse_config
 
 DRY_RUN_STEPS = 2
 
@@ -34,21 +35,21 @@ def main() -> None:
 
 
 def run(config: Config, log: str | None) -> None:
-    """Train until every step is done and every checkpoint scored; for the log see ``launch.cluster``."""
-    manifests = launch.check_data(config)
-    provenance = launch.provenance_of(manifests, find_start(config))
-    launch.check_run(config, provenance)
-    if results.is_finished(config.run.url, config.train.steps):
+    """Train until every step is done and every checkpoint scored; for the log see ``trainer.cluster``."""
+    manifests = trainer.check_data(config)
+    provenance = trainer.provenance_of(manifests, find_start(config))
+    trainer.check_run(config, provenance)
+    if history.is_finished(config.run.url, config.train.steps):
         terminal.say(f"{config.run.url}: all {config.train.steps} steps are done and every checkpoint is scored")
         return
-    lpips = launch.check_scores(config.evaluation, config.checkpoint.metric)
-    with lease.hold(config.run.url) as lease_id, launch.cluster(resources.cpus_needed(config), log):
-        config = resources.with_devices(config, manifests)
+    lpips = trainer.check_scores(config.evaluation, config.checkpoint.metric)
+    with lease.hold(config.run.url) as lease_id, trainer.cluster(capacity.cpus_needed(config), log):
+        config = capacity.with_devices(config, manifests)
         terminal.say(config.to_yaml())
-        launch.check_cluster(config, manifests)
+        trainer.check_cluster(config, manifests)
         try:
-            launch.train(config, manifests, provenance, lpips, lease_id)
-        except launch.TrainingStoppedError as reason:
+            trainer.train(config, manifests, provenance, lpips, lease_id)
+        except trainer.TrainingStoppedError as reason:
             sys.exit(f"training stopped: {reason}")
 
 

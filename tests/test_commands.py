@@ -14,7 +14,7 @@ from PIL import Image
 from transcripts import not_meant
 
 from pipeline import pack, storage, train
-from pipeline.data.pairing import find_pairs
+from pipeline.packing.pairing import find_pairs
 
 
 def test_training_ends_in_a_table_and_a_report(trained):
@@ -250,7 +250,7 @@ def test_ray_job_submit_runs_a_clone_that_is_not_installed(command, shards, tmp_
     """The clone differs from what may be installed, so that the test sees whose code ran on driver and workers."""
     clone = tmp_path / "clone"
     copy_code(clone)
-    shutil.copy(clone / "pipeline/presets/demo.yaml", clone / "pipeline/presets/of_the_clone.yaml")
+    shutil.copy(clone / "pipeline/settings/presets/demo.yaml", clone / "pipeline/settings/presets/of_the_clone.yaml")
     with (clone / "pipeline/training/monitor.py").open("a") as file:
         file.write('\nMETRICS = "metrics-of-the-clone.jsonl"\n')
     changes = {"--config": "of_the_clone", "--data.url": shards, "--run.storage": str(tmp_path), "--run.name": "job"}

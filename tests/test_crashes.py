@@ -16,8 +16,8 @@ from commands import CPUS, WEIGHTS, options
 from terminals import Terminal, press_ctrl_c
 
 from pipeline import interruption, storage
-from pipeline.evaluation import results, scores
-from pipeline.training import notices
+from pipeline.run import history, scores
+from pipeline.training import preemption
 
 
 def at_step(process, step, act):
@@ -43,7 +43,7 @@ def ask_to_make_way(process, worker):
     """Ask the driver, and hold a worker until it is due to look, lest the last step comes first."""
     worker.suspend()
     press_ctrl_c(process)
-    time.sleep(notices.LOOK_S)
+    time.sleep(preemption.LOOK_S)
     worker.resume()
 
 
@@ -56,7 +56,7 @@ def assert_no_trace(torn, whole):
     lines = [storage.read_text(f"{run}/metrics.jsonl").splitlines() for run in (whole, torn)]
     without_rate = [[re.sub(r'"images_per_s": [\d.]+', "", line) for line in run] for run in lines]
     assert without_rate[0] == without_rate[1]
-    assert results.unscored(torn) == []
+    assert history.unscored(torn) == []
     tables = [scores.read_run(run).query("metric != 'lpips' and step == 48") for run in (str(whole), torn)]
     pd.testing.assert_frame_equal(*(table.reset_index(drop=True) for table in tables))
 

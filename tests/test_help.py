@@ -8,7 +8,8 @@ from types import ModuleType
 import pytest
 from commands import ROOT
 
-from pipeline import ablate, ablation, darken, demo_photographs, evaluate, pack, report, train
+from pipeline import ablate, darken, demo_photographs, evaluate, pack, report, train
+from pipeline.launch import ablation
 from tune import search
 
 

@@ -31,13 +31,15 @@ from ray import cloudpickle
 from ray.train import TrainingFailedError
 from score_tables import make_run
 
-from pipeline import ablate, ablation, checkpoint, darken, demo_photographs, evaluate, launch, pack
-from pipeline.command_line import argument_parser
-from pipeline.config import Config, differences, parse_config
-from pipeline.data import packing
-from pipeline.data import photographs as photographs_module
+from pipeline import ablate, darken, demo_photographs, evaluate, pack
 from pipeline.data.manifest import load_manifest
 from pipeline.evaluation import pool as pools
+from pipeline.launch import ablation, trainer
+from pipeline.packing import packing
+from pipeline.packing import photographs as photographs_module
+from pipeline.run import checkpoint
+from pipeline.settings.command_line import argument_parser
+from pipeline.settings.config import Config, differences, parse_config
 from tune import space
 from tune.settings import SearchConfig
 
@@ -299,7 +301,7 @@ def settings_of(changes: dict[str, str], folders: dict[str, str]) -> Config:
     words = [word.format(**folders) for name, value in (usual | changes).items() for word in (name, *value.split(" "))]
     argv = [*options(), *words]
     config, _ = parse_config(argument_parser(""), Config, argv)
-    launch.check_data(config)
+    trainer.check_data(config)
     return config
 
 
@@ -342,7 +344,7 @@ def test_a_run_gives_up_after_as_many_failures_as_are_allowed(
     monkeypatch.setattr("pipeline.training.loop.train", fail)
     changes = {"--run.max-failures": "1", "--run.use-gpu": "false", "--run.name": "failing"}
     with pytest.raises(TrainingFailedError, match="the worker's node is gone"):
-        launch.trainer(settings_of(changes, folders), {}, None, "none").fit()
+        trainer.trainer(settings_of(changes, folders), {}, None, "none").fit()
     assert (tmp_path / "starts").read_text().count("started") == 2
 
 
@@ -497,7 +499,7 @@ def test_options_of_scoring_pictures(
     pictures.mkdir()
     for path in (Path(shards).parent / "source/test/high").glob("*.png"):
         (pictures / path.name).write_bytes(path.read_bytes())
-    monkeypatch.setattr(launch, "cluster", lambda cpus, log: nullcontext())
+    monkeypatch.setattr(trainer, "cluster", lambda cpus, log: nullcontext())
     asked: list[dict[str, float]] = []
     remote = ray.remote
     monkeypatch.setattr(pools.ray, "remote", lambda **asking: asked.append(asking) or remote(**asking))
@@ -577,7 +579,7 @@ ELSEWHERE = {
             "evaluate: evaluation.grid_images",
         ],
     },
-    "tests/pipeline/evaluation/test_results.py": {
+    "tests/pipeline/run/test_history.py": {
         "test_keeps_the_last_the_best_and_what_is_not_scored_yet": [
             "train: checkpoint.keep_last",
             "train: checkpoint.keep_best",
@@ -589,7 +591,7 @@ ELSEWHERE = {
         "test_the_first_protocol_ranks_and_the_test_split_does_not": ["train: evaluation.protocols"],
         "test_the_table_of_a_run_is_the_chosen_checkpoint_s_beside_the_mean_of_the_last": ["train: evaluation.last"],
     },
-    "tests/pipeline/evaluation/test_scoring.py": {
+    "tests/pipeline/evaluation/test_scorer.py": {
         "test_missing_lpips_weights_give_a_reason": [
             "train: evaluation.lpips",
             "train: evaluation.lpips_weights",
@@ -597,13 +599,13 @@ ELSEWHERE = {
         ],
         "test_large_images_are_enhanced_in_tiles": ["train: evaluation.tile", "evaluate: evaluation.tile"],
     },
-    "tests/pipeline/test_config.py": {
+    "tests/pipeline/settings/test_config.py": {
         "test_presets_build": ["train: config"],
     },
-    "tests/pipeline/test_placement.py": {
+    "tests/pipeline/training/test_topology.py": {
         "test_ranks_are_packed_by_node_and_each_has_the_gpu_that_ray_gave_it": ["train: run.use_gpu"],
     },
-    "tests/pipeline/test_resources.py": {
+    "tests/pipeline/launch/test_capacity.py": {
         "test_what_fits_into_no_node_is_refused_rather_than_waited_for": ["train: run.cpus_per_worker"],
         "test_a_node_that_joins_is_waited_for": ["train: run.wait_s"],
     },

@@ -11,7 +11,7 @@ import yaml
 from commands import ROOT, copy_code, options
 from datasets import packed
 
-from pipeline.data.packing import PackSettings, pack
+from pipeline.packing.packing import PackSettings, pack
 from tune import search
 
 REAL_PAIRS = ROOT.parent / "shared/data/lol-v1-part"

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import Config
-from pipeline.evaluation import results
-from pipeline.evaluation.intervals import LEVEL, Difference, differences_to_first
-from pipeline.evaluation.results import Run
-from pipeline.evaluation.tables import TextTable
 from pipeline.reporting.comparison import chosen_table
+from pipeline.reporting.intervals import LEVEL, Difference, differences_to_first
+from pipeline.reporting.tables import TextTable
+from pipeline.run import history
+from pipeline.run.history import Run
+from pipeline.settings.config import Config
 from tune import space
-from tune.objective import Objective
+from tune.goal import Objective
 from tune.settings import SearchConfig
 from tune.study import Trial
 from tune.trials import run_name, side_by_side
@@ -132,7 +132,7 @@ def _finished(search: SearchConfig, trial: Trial) -> dict[int, Run]:
     return {
         config.run.seed: Run.load(config.run.url)
         for config in configs
-        if results.is_finished(config.run.url, config.train.steps)
+        if history.is_finished(config.run.url, config.train.steps)
     }
 
 

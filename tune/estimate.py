@@ -6,10 +6,12 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline import launch, lease, resources, storage
-from pipeline.config import Config
+from pipeline import storage
 from pipeline.data.manifest import Manifest
-from pipeline.evaluation.backbone import BackboneWeights
+from pipeline.evaluation.lpips_weights import BackboneWeights
+from pipeline.launch import capacity, trainer
+from pipeline.run import lease
+from pipeline.settings.config import Config
 from pipeline.training.monitor import read_metrics
 from tune import space
 from tune.settings import SearchConfig
@@ -34,8 +36,8 @@ class Pace:
 
 def estimate(config: SearchConfig, manifests: Sequence[Manifest]) -> str:
     """The answer to a dry run, as text; trains a few steps, which are deleted again."""
-    lpips = launch.check_scores(config.evaluation)
-    with launch.cluster(resources.cpus_needed(config) * (config.search.concurrent or 1), None, quiet=True):
+    lpips = trainer.check_scores(config.evaluation)
+    with trainer.cluster(capacity.cpus_needed(config) * (config.search.concurrent or 1), None, quiet=True):
         sized, concurrent = with_room(config, manifests)
         return plan(config, concurrent, _measured(sized, manifests, lpips))
 
@@ -92,7 +94,7 @@ def _measured(config: SearchConfig, manifests: Sequence[Manifest], lpips: Backbo
     begun = time.monotonic()
     try:
         with lease.hold(short.run.url) as lease_id:
-            launch.train(short, manifests, launch.provenance_of(manifests), lpips, lease_id)
+            trainer.train(short, manifests, trainer.provenance_of(manifests), lpips, lease_id)
         rates = [record["images_per_s"] for record in read_metrics(short.run.url)][-MEASURED:]
     finally:
         storage.delete_folder(short.run.url)

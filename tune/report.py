@@ -7,11 +7,11 @@ from itertools import accumulate, combinations
 
 import numpy as np
 
-from pipeline.evaluation.tables import TextTable
-from pipeline.reporting import page, summary
+from pipeline.reporting import page, run_summary
 from pipeline.reporting.figures import MARKED_POINTS, Limits, Points, bars, scatter
+from pipeline.reporting.tables import TextTable
 from tune import space, trial_tables
-from tune.objective import Objective
+from tune.goal import Objective
 from tune.settings import SearchConfig
 from tune.study import State, Study, Trial
 
@@ -221,7 +221,7 @@ def _settings(config: SearchConfig) -> dict[str, str]:
         "storage": config.study_url,
     }
     values = config.search.model_dump(mode="json") | resolved
-    return {name: summary.text(value) for name, value in values.items()} | {"rungs": summary.text(config.rungs)}
+    return {name: run_summary.text(value) for name, value in values.items()} | {"rungs": run_summary.text(config.rungs)}
 
 
 def _axis(objective: Objective) -> str:

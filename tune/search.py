@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 import ray
 
-from pipeline import interruption, launch, resources, runs, storage, terminal
-from pipeline.command_line import argument_parser, user_errors
-from pipeline.config import Config, parse_config
+from pipeline import interruption, storage, terminal
 from pipeline.data.manifest import Manifest
+from pipeline.launch import capacity, many, trainer
+from pipeline.launch.provenance import find_start
 from pipeline.reporting.report import REPORT
-from pipeline.start import find_start
+from pipeline.settings.command_line import argument_parser, user_errors
+from pipeline.settings.config import Config, parse_config
 from tune import conclusion, report, space, trial_tables, trials
 from tune.conclusion import Conclusion
 from tune.estimate import estimate
@@ -45,7 +46,7 @@ def main() -> None:
 
 def check(config: SearchConfig) -> Sequence[Manifest]:
     """The data sets; ``ValueError`` when they or the storage will not serve."""
-    manifests = launch.check_data(config)
+    manifests = trainer.check_data(config)
     storage.check_writable(config.url)
     return manifests
 
@@ -53,13 +54,13 @@ def check(config: SearchConfig) -> Sequence[Manifest]:
 def search(config: SearchConfig, manifests: Sequence[Manifest], study: Study) -> None:
     """Run trials until there are as many as were asked for, or the time is over."""
     metrics = {metric for objective in config.objectives for metric in objective.factors}
-    lpips = launch.check_scores(config.evaluation, "lpips" if "lpips" in metrics else config.checkpoint.metric)
+    lpips = trainer.check_scores(config.evaluation, "lpips" if "lpips" in metrics else config.checkpoint.metric)
     log = storage.join(config.url, terminal.LOG)
-    with launch.cluster(resources.cpus_needed(config) * (config.search.concurrent or 1), log, quiet=True):
+    with trainer.cluster(capacity.cpus_needed(config) * (config.search.concurrent or 1), log, quiet=True):
         sized, concurrent = trials.with_room(config, manifests)
         terminal.say("\n".join([sized.to_yaml(), *space.notes(config)]))
-        launch.check_cluster(sized, manifests)
-        training = runs.Training(launch.provenance_of(manifests, find_start(config)), ray.put(lpips))
+        trainer.check_cluster(sized, manifests)
+        training = many.Training(trainer.provenance_of(manifests, find_start(config)), ray.put(lpips))
         trials.run(sized, study, training, concurrent)
         interruption.check()
     if not study.is_complete() and study.seconds_left() != 0:
@@ -73,7 +74,7 @@ def over_seeds(config: SearchConfig, study: Study) -> Conclusion | None:
         return None
     compared = [study.trial(0), *best]
     terminal.say(f"\nover seeds: {', '.join(conclusion.arm_name(trial.number) for trial in compared)}")
-    failed = runs.train_all(conclusion.configs_over_seeds(config, compared), config.search.concurrent)
+    failed = many.train_all(conclusion.configs_over_seeds(config, compared), config.search.concurrent)
     for name, reason in failed.items():
         terminal.say(f"{name} failed: {reason}")
     return conclusion.conclude(config, compared)

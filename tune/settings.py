@@ -8,8 +8,8 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from iaml import ObjectiveSettings, Settings, TeacherSettings
 from iaml.settings import MOST_SEED
 from pipeline import storage
-from pipeline.config import Config
-from tune.objective import Objective
+from pipeline.settings.config import Config
+from tune.goal import Objective
 
 
 def _ordered(limits: tuple[float, float]) -> tuple[float, float]:

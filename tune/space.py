@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from optuna.distributions import FloatDistribution
 
 from iaml.network import SCALES
-from pipeline.config import Config
+from pipeline.settings.config import Config
 from tune.settings import VARIED, SearchConfig
 
 SHARES = tuple(f"scale_{scale + 1}" for scale in range(SCALES))  # coarsest first

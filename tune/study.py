@@ -16,9 +16,9 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline import terminal
-from pipeline.config import differences
+from pipeline.settings.config import differences
 from tune import space
-from tune.objective import Values, dominates
+from tune.goal import Values, dominates
 from tune.settings import SearchConfig
 
 Scores = Mapping[str, float]

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from pipeline.evaluation.tables import FORMATS, TextTable
-from pipeline.reporting import summary
+from pipeline.reporting import run_summary
+from pipeline.reporting.tables import FORMATS, TextTable
 from tune import space
-from tune.objective import Objective
+from tune.goal import Objective
 from tune.settings import SearchConfig
 from tune.study import State, Study, Trial
 
@@ -162,7 +162,7 @@ def _chosen_step(trial: Trial) -> str:
 def _heading(config: SearchConfig, metrics: Sequence[str]) -> str:
     """What the numbers of a table of trials are."""
     checkpoint, evaluation = config.checkpoint, config.evaluation
-    chosen = f"by {summary.metric_name(checkpoint.metric)}"
+    chosen = f"by {run_summary.metric_name(checkpoint.metric)}"
     known = {*metrics, *(metric for objective in config.objectives for metric in objective.factors)}
     parts = [f"checkpoints chosen {chosen}, {checkpoint.weights} weights, split: dev"]
     parts.append(f"protocol: {evaluation.protocols[0]}")
@@ -185,7 +185,7 @@ def _scores(config: SearchConfig, trial: Trial, metrics: Sequence[str]) -> list[
     values = trial.values or [math.nan] * len(config.objectives)
     scores = chosen_scores(trial)
     texts = [objective.shown(value) for objective, value in zip(config.objectives, values, strict=True)]
-    return texts + [summary.number(scores.get(metric, math.nan), metric) for metric in metrics]
+    return texts + [run_summary.number(scores.get(metric, math.nan), metric) for metric in metrics]
 
 
 def _setting_titles(config: SearchConfig, *, joined: bool) -> list[str]:

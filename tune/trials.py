@@ -19,12 +19,13 @@ from ray import tune
 from ray.exceptions import RayError
 from ray.tune.search import Searcher
 
-from pipeline import interruption, launch, resources, runs, storage, terminal
-from pipeline.checkpoint import step_of
-from pipeline.config import Config
+from pipeline import interruption, storage, terminal
 from pipeline.data.manifest import Manifest
-from pipeline.evaluation import scores
-from pipeline.evaluation.scores import scores_file
+from pipeline.launch import capacity, many, trainer
+from pipeline.run import scores
+from pipeline.run.checkpoint import step_of
+from pipeline.run.scores import scores_file
+from pipeline.settings.config import Config
 from tune import space, trial_tables
 from tune.settings import SearchConfig
 from tune.study import BEAT_S, Study
@@ -61,7 +62,7 @@ class TrialRun(tune.Trainable):  # type: ignore[misc]
         self._objectives = search.objectives
         self._seen: set[str] = set()
         self._has_scores = False
-        self._task = runs.start(train, self._run, search.run.max_failures)
+        self._task = many.start(train, self._run, search.run.max_failures)
 
     def step(self) -> dict[str, Any]:
         """The next checkpoint's scores, or how the training ended, or nothing new.
@@ -118,7 +119,7 @@ class TrialRun(tune.Trainable):  # type: ignore[misc]
         try:
             ray.get(self._task)
         except RayError as error:
-            return launch.reason(error)
+            return trainer.reason(error)
         return None if self._has_scores else "none of its checkpoints was scored"
 
 
@@ -230,8 +231,8 @@ def with_room(search: SearchConfig, manifests: Sequence[Manifest]) -> tuple[Sear
     Raises:
         ValueError: the cluster has too little.
     """
-    search = resources.with_devices(side_by_side(search), manifests, search.search.concurrent or 1)
-    room, wanted = resources.runs_at_once(search), search.search.concurrent
+    search = capacity.with_devices(side_by_side(search), manifests, search.search.concurrent or 1)
+    room, wanted = capacity.runs_at_once(search), search.search.concurrent
     if wanted and wanted > room:
         raise ValueError(f"search.concurrent is {wanted}, but the Ray cluster has room for {room} trials at a time")
     return search, wanted or room

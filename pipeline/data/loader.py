@@ -21,9 +21,9 @@ from torch import Tensor
 from pipeline.data.augmentation import TURNS, draws, padded, turned
 from pipeline.data.manifest import Manifest
 from pipeline.data.order import Share, order_of
+from pipeline.data.pair_reader import PairStream
 from pipeline.data.pairs import Pair
-from pipeline.data.settings import DataSettings
-from pipeline.data.stream import PairStream
+from pipeline.settings.data import DataSettings
 
 SPLIT = "train"
 MOST_PLANNED = 256  # steps

@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.settings import DataSettings
+from pipeline.settings.data import DataSettings
 
 Integers = NDArray[np.int64]
 BLOCK = 1024  # positions after which a mixture has read its data sets by their exact shares

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import storage
-from pipeline.data.images import decode_rgb
 from pipeline.data.manifest import PairRecord
+from pipeline.images.codecs import decode_rgb
 
 
 class Pair(NamedTuple):

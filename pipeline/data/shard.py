@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from pipeline.data.images import BROKEN_IMAGE, decode_rgb
 from pipeline.data.pairs import Pair
+from pipeline.images.codecs import BROKEN_IMAGE, decode_rgb
 
 logger = logging.getLogger(__name__)
 

@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline import checkpoint, storage
-from pipeline.config import Config
-from pipeline.data.images import read_rgb
+from pipeline import storage
 from pipeline.data.manifest import PairRecord
-from pipeline.data.pairing import listed, match_pictures
-from pipeline.evaluation import results, scores
-from pipeline.evaluation.results import Run
-from pipeline.evaluation.scores import Table, scores_file
-from pipeline.evaluation.settings import Split
+from pipeline.images.codecs import read_rgb
+from pipeline.packing.pairing import listed, match_pictures
+from pipeline.run import checkpoint, history, scores
+from pipeline.run.history import Run
+from pipeline.run.scores import Table, scores_file
+from pipeline.settings.config import Config
+from pipeline.settings.evaluation import Split
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class Candidate:
         config = checkpoint.read_config(url)
         if kind == "checkpoint":
             return cls(url, config, None)
-        if split == "test" and not results.is_finished(url, config.train.steps):
+        if split == "test" and not history.is_finished(url, config.train.steps):
             raise ValueError(
                 f"{url}: is not finished, and its test scores are for the end, once; let the same training command end "
                 "it, or name one of its checkpoints"
             )
-        return cls(results.best_checkpoint(Run.load(url)), config, url)
+        return cls(history.best_checkpoint(Run.load(url)), config, url)
 
     @property
     def home(self) -> str | None:

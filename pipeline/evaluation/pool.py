@@ -18,21 +18,21 @@ import ray.train
 from PIL import Image
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline import checkpoint as checkpoints
 from pipeline import storage, terminal
-from pipeline.config import Config
-from pipeline.data.images import read_rgb
 from pipeline.data.manifest import Manifest
-from pipeline.evaluation import scores
-from pipeline.evaluation.backbone import BackboneWeights
 from pipeline.evaluation.dispatch import Dispatch, Task
 from pipeline.evaluation.failures import MachineError
-from pipeline.evaluation.images import image_grid
-from pipeline.evaluation.results import EXTREMES, PICTURE, PICTURES, grid_file, pictures_folder, prune, score_of_images
-from pipeline.evaluation.scores import Table, scores_file
-from pipeline.evaluation.scoring import Row, Scorer, Shared, fit_gamma
-from pipeline.evaluation.settings import EvaluationSettings, Split
+from pipeline.evaluation.lpips_weights import BackboneWeights
+from pipeline.evaluation.scorer import Row, Scorer, Shared, fit_gamma
+from pipeline.images.codecs import read_rgb
+from pipeline.images.grid import image_grid
 from pipeline.interruption import JobInterruptedError
+from pipeline.run import checkpoint as checkpoints
+from pipeline.run import scores
+from pipeline.run.history import EXTREMES, PICTURE, PICTURES, grid_file, pictures_folder, prune, score_of_images
+from pipeline.run.scores import Table, scores_file
+from pipeline.settings.config import Config
+from pipeline.settings.evaluation import EvaluationSettings, Split
 
 IMAGES_PER_ACTOR = 4  # fewer are not worth an actor's start
 GPU_SHARE = 0.5

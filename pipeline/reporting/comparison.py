@@ -6,16 +6,15 @@ from typing import Any
 import pandas as pd
 
 from pipeline import storage
-from pipeline.config import differences
-from pipeline.evaluation import tables
-from pipeline.evaluation.results import PICTURE, Run
-from pipeline.evaluation.scores import Table
-from pipeline.evaluation.settings import SPLITS, Split
-from pipeline.evaluation.tables import TextTable
-from pipeline.reporting import page, summary
+from pipeline.reporting import page, run_summary, tables
 from pipeline.reporting.figures import Line
 from pipeline.reporting.page import Album, View
-from pipeline.reporting.summary import NOT_LOSSES, PANELS, PICTURED
+from pipeline.reporting.run_summary import NOT_LOSSES, PANELS, PICTURED
+from pipeline.reporting.tables import TextTable
+from pipeline.run.history import PICTURE, Run
+from pipeline.run.scores import Table
+from pipeline.settings.config import differences
+from pipeline.settings.evaluation import SPLITS, Split
 
 Arms = Mapping[str, Mapping[int, Run]]
 NO_VALUES = pd.Series(dtype=float)
@@ -33,7 +32,7 @@ def render(arms: Arms) -> str:
         "Runs": _table_of_runs(arms),
     }
     count = f"{len(runs)} runs in {len(arms)} arm{'s' * (len(arms) > 1)}; the runs of one arm differ in the seed alone"
-    reasons = {run.name: summary.stop_reason(run) for run in runs}
+    reasons = {run.name: run_summary.stop_reason(run) for run in runs}
     alarms = [page.paragraph(f"{name} stopped: {reason}", "alarm") for name, reason in reasons.items() if reason]
     return page.render("Comparison of runs", page.paragraph(count, "state") + "".join(alarms), sections)
 
@@ -45,10 +44,10 @@ def chosen_table(arms: Arms, split: Split) -> TextTable:
         ValueError: one of the runs has no scores on that split, or they do not compare.
     """
     for run in _runs(arms):
-        if summary.scores_of_chosen(run, split).empty:
+        if run_summary.scores_of_chosen(run, split).empty:
             raise ValueError(f"{run.url}: has no scores on the {split} split yet")
     weights = _weights(arms)
-    rows = {run.url: summary.scores_of_chosen(run, split) for run in _runs(arms)}
+    rows = {run.url: run_summary.scores_of_chosen(run, split) for run in _runs(arms)}
     return tables.arms_table(_by_arm(arms, rows, weights), f"chosen checkpoints, {weights} weights")
 
 
@@ -67,12 +66,12 @@ def mean_of_newest(table: Table, count: int) -> Table:
 def _score_tables(arms: Arms, split: Split) -> str:
     """The arms' scores on one split: of the chosen checkpoints, and of each run's last ones."""
     runs = _runs(arms)
-    missing = [run.name for run in runs if summary.scores_of_chosen(run, split).empty]
+    missing = [run.name for run in runs if run_summary.scores_of_chosen(run, split).empty]
     if missing:
         said = split == "dev" or len(missing) < len(runs)
         return page.paragraph(f"No table of {split}: not scored on it yet: {', '.join(missing)}.", "note") * said
     content = page.text_table(chosen_table(arms, split), f"Chosen checkpoints on the {split} split")
-    alike = {run.url: summary.scores_alike(run, split) for run in runs}
+    alike = {run.url: run_summary.scores_alike(run, split) for run in runs}
     last = min([runs[0].config.evaluation.last, *(table["step"].nunique() for table in alike.values())])
     if last > 1:
         weights = _weights(arms)
@@ -87,7 +86,7 @@ def _differing_settings(arms: Arms) -> str:
     identities = {arm: next(iter(seeds.values())).identity for arm, seeds in arms.items()}
     reference, *others = identities.values()
     names = dict.fromkeys(name for other in others for name, _, _ in differences(reference, other) if name != "seed")
-    rows = [[arm, *(summary.text(_at(identity, name)) for name in names)] for arm, identity in identities.items()]
+    rows = [[arm, *(run_summary.text(_at(identity, name)) for name in names)] for arm, identity in identities.items()]
     return page.rows_table(["arm", *names], rows) if names else ""
 
 
@@ -96,21 +95,23 @@ def _score_charts(arms: Arms) -> list[str]:
     if not runs:
         return []
     weights = _weights(arms)
-    means = {run.url: summary.means_by_step(summary.scores_alike(run, "dev")) for run in runs}
-    columns = tables.shown_columns(pd.concat([summary.scores_of_chosen(run, "dev") for run in runs]))
+    means = {run.url: run_summary.means_by_step(run_summary.scores_alike(run, "dev")) for run in runs}
+    columns = tables.shown_columns(pd.concat([run_summary.scores_of_chosen(run, "dev") for run in runs]))
     return [
-        summary.chart(f"{summary.title(column)}, dev, {weights} weights", _lines(arms, means, (weights, *column)))
+        run_summary.chart(
+            f"{run_summary.title(column)}, dev, {weights} weights", _lines(arms, means, (weights, *column))
+        )
         for column in columns
     ]
 
 
 def _training_charts(arms: Arms) -> list[str]:
-    metrics = {run.url: summary.metrics_by_step(run) for run in _runs(arms)}
+    metrics = {run.url: run_summary.metrics_by_step(run) for run in _runs(arms)}
     names = list(dict.fromkeys(name for table in metrics.values() for name in table))
     losses = {name: "Loss" if name == "loss" else f"Loss term: {name}" for name in names if name not in NOT_LOSSES}
     panels = {name: panel for name, panel in PANELS.items() if name in names}
     return [
-        summary.chart(title, _lines(arms, metrics, name), log=name in losses)
+        run_summary.chart(title, _lines(arms, metrics, name), log=name in losses)
         for name, title in {**losses, **panels}.items()
     ]
 
@@ -126,14 +127,14 @@ def _image_by_arm(arms: Arms, album: Album) -> str:
     first = _runs(arms)[0]
     shown = {arm: seeds.get(first.config.run.seed, next(iter(seeds.values()))) for arm, seeds in arms.items()}
     pictures = {arm: run.pictures(run.chosen, "dev") if run.chosen else {} for arm, run in shown.items()}
-    order = summary.best_first(first, "dev")
+    order = run_summary.best_first(first, "dev")
     common = [key for key in order if all("enhanced" in pictures[arm].get(key, {}) for arm in arms)]
     if not common:
         return ""
     key = common[-1]
     views = []
     for arm, run in shown.items():
-        caption = summary.caption(summary.scores_of_chosen(run, "dev"), key, PICTURED)
+        caption = run_summary.caption(run_summary.scores_of_chosen(run, "dev"), key, PICTURED)
         views.append(View(arm, caption, storage.read_bytes(pictures[arm][key]["enhanced"])))
     of_first = next(iter(pictures.values()))[key]
     views += [View(name, "", storage.read_bytes(of_first[name])) for name in ("low", "clean") if name in of_first]
@@ -146,14 +147,14 @@ def _image_by_arm(arms: Arms, album: Album) -> str:
 
 
 def _table_of_runs(arms: Arms) -> str:
-    chosen = {run.url: summary.scores_of_chosen(run, "dev") for run in _runs(arms)}
+    chosen = {run.url: run_summary.scores_of_chosen(run, "dev") for run in _runs(arms)}
     scored = [table for table in chosen.values() if len(table)]
     columns = tables.shown_columns(pd.concat(scored)) if scored else []
     rows = []
     for arm, seeds in arms.items():
         for seed, run in seeds.items():
-            cells = summary.mean_texts(chosen[run.url], _weights(arms), columns)
-            rows.append([run.name, arm, str(seed), summary.progress(run), run.chosen or "none", *cells])
+            cells = run_summary.mean_texts(chosen[run.url], _weights(arms), columns)
+            rows.append([run.name, arm, str(seed), run_summary.progress(run), run.chosen or "none", *cells])
     titles = [f"dev {title}" for title in tables.column_titles(columns)]
     return page.rows_table(["run", "arm", "seed", "progress", "chosen checkpoint", *titles], rows)
 

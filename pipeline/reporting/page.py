@@ -12,7 +12,7 @@ from html import escape
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
-from pipeline.evaluation.tables import TextTable
+from pipeline.reporting.tables import TextTable
 
 
 @dataclass(frozen=True)

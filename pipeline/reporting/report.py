@@ -8,15 +8,15 @@ import numpy as np
 from pydantic import BaseModel
 
 from pipeline import storage
-from pipeline.config import Config
-from pipeline.evaluation import results, scores, tables
-from pipeline.evaluation.results import PICTURE, Run
-from pipeline.evaluation.scores import Table
-from pipeline.evaluation.settings import SPLITS, Split
-from pipeline.reporting import comparison, page, summary
+from pipeline.reporting import comparison, page, run_summary, tables
 from pipeline.reporting.figures import Line
 from pipeline.reporting.page import Album, View
-from pipeline.reporting.summary import NOT_LOSSES, PANELS, PICTURED
+from pipeline.reporting.run_summary import NOT_LOSSES, PANELS, PICTURED
+from pipeline.run import history, scores
+from pipeline.run.history import PICTURE, Run
+from pipeline.run.scores import Table
+from pipeline.settings.config import Config
+from pipeline.settings.evaluation import SPLITS, Split
 
 REPORT = "report.html"
 METHODS = {"low": "input", "gamma": "gamma", "enhanced": PICTURED}  # whose scores stand below a view
@@ -35,12 +35,12 @@ def render_report(runs: Sequence[Run]) -> str:
     Raises:
         ValueError: the runs do not compare: they were scored on different data, or two have the same settings and seed.
     """
-    return _render(runs[0]) if len(runs) == 1 else comparison.render(results.arms(runs))
+    return _render(runs[0]) if len(runs) == 1 else comparison.render(history.arms(runs))
 
 
 def _render(run: Run) -> str:
     album = Album(PICTURE)
-    splits = [split for split in SPLITS if len(summary.scores_of_chosen(run, split))]
+    splits = [split for split in SPLITS if len(run_summary.scores_of_chosen(run, split))]
     sections = {
         "Scores": _score_tables(run, splits),
         "Images": "".join(_images(run, split, album) for split in splits),
@@ -51,9 +51,9 @@ def _render(run: Run) -> str:
         "Settings": _settings(run.config),
         "Provenance": page.names_table(_provenance(run)),
     }
-    reason = summary.stop_reason(run)
+    reason = run_summary.stop_reason(run)
     alarm = page.paragraph(f"Training stopped: {reason}", "alarm") if reason else ""
-    return page.render(run.name, page.paragraph(summary.progress(run), "state") + alarm, sections)
+    return page.render(run.name, page.paragraph(run_summary.progress(run), "state") + alarm, sections)
 
 
 def _score_tables(run: Run, splits: Sequence[Split]) -> str:
@@ -62,7 +62,7 @@ def _score_tables(run: Run, splits: Sequence[Split]) -> str:
     settings = run.config.checkpoint
     rows = run.scores[(run.scores["split"] == "dev") & (run.scores["data"] == run.data)]
     count, elsewhere = scores.as_newest(rows)["checkpoint"].nunique(), rows["checkpoint"].nunique()
-    metric = summary.metric_name(settings.metric)
+    metric = run_summary.metric_name(settings.metric)
     chosen = f"{run.chosen}, the best of {count} by the {metric} of its {settings.weights} weights on the dev split."
     if elsewhere > count:
         chosen += f" {elsewhere - count} more were scored on another kind of device, before the run was moved."
@@ -75,40 +75,40 @@ def _score_charts(run: Run) -> list[str]:
     """Scores on the development split over steps, a figure for each protocol and metric."""
     if run.chosen is None:
         return []
-    chosen = summary.scores_of_chosen(run, "dev")
-    means, of_chosen = summary.means_by_step(summary.scores_alike(run, "dev")), scores.means(chosen)
+    chosen = run_summary.scores_of_chosen(run, "dev")
+    means, of_chosen = run_summary.means_by_step(run_summary.scores_alike(run, "dev")), scores.means(chosen)
     trained = [method for method in of_chosen.index if method not in scores.BASELINES]
     charts = []
     for column in tables.shown_columns(chosen):
         lines = [Line(method, means[method, *column]) for method in trained]
         levels = {name: float(of_chosen.at[name, column]) for name in scores.BASELINES if name in of_chosen.index}
         step = int(chosen["step"].iloc[0])
-        charts.append(summary.chart(f"{summary.title(column)}, dev", lines, levels=levels, chosen=step))
+        charts.append(run_summary.chart(f"{run_summary.title(column)}, dev", lines, levels=levels, chosen=step))
     return charts
 
 
 def _training_charts(run: Run) -> list[str]:
-    metrics = summary.metrics_by_step(run)
+    metrics = run_summary.metrics_by_step(run)
     losses = [Line(name, metrics[name]) for name in metrics if name not in NOT_LOSSES]
-    return [summary.chart("Loss and its terms", losses, log=True)] + [
-        summary.chart(title, [Line(title, metrics[name])]) for name, title in PANELS.items() if name in metrics
+    return [run_summary.chart("Loss and its terms", losses, log=True)] + [
+        run_summary.chart(title, [Line(title, metrics[name])]) for name, title in PANELS.items() if name in metrics
     ]
 
 
 def _images(run: Run, split: Split, album: Album) -> str:
     """The chosen checkpoint's worst and best images among those with pictures, to be compared."""
     assert run.chosen is not None
-    rows, pictures = summary.scores_of_chosen(run, split), run.pictures(run.chosen, split)
-    order = summary.best_first(run, split)
+    rows, pictures = run_summary.scores_of_chosen(run, split), run.pictures(run.chosen, split)
+    order = run_summary.best_first(run, split)
     shown = [key for key in order if "enhanced" in pictures.get(key, {})]
     if not shown:
         return ""
-    metric = summary.metric_name(run.config.checkpoint.metric)
+    metric = run_summary.metric_name(run.config.checkpoint.metric)
     note = (
         f"The worst images by {metric}, then the best, enhanced by the {PICTURED}. Drag the boundary or use arrow keys."
     )
     content = page.paragraph(note, "note")
-    for key in dict.fromkeys([*reversed(shown[-results.EXTREMES :]), *shown[: results.EXTREMES]]):
+    for key in dict.fromkeys([*reversed(shown[-history.EXTREMES :]), *shown[: history.EXTREMES]]):
         content += f"<h3>{escape(f'{key}: rank {order.index(key) + 1} of {len(order)} on {split}')}</h3>"
         content += _comparison_of_views(key, pictures[key], rows, album)
     return content
@@ -116,14 +116,14 @@ def _images(run: Run, split: Split, album: Album) -> str:
 
 def _comparison_of_views(key: str, pictures: Mapping[str, str], rows: Table, album: Album) -> str:
     views = []
-    for name in results.VIEWS:
+    for name in history.VIEWS:
         if name in pictures and name != "error":
-            caption = summary.caption(rows, key, METHODS[name]) if name in METHODS else ""
+            caption = run_summary.caption(rows, key, METHODS[name]) if name in METHODS else ""
             views.append(View(TITLES.get(name, name), caption, storage.read_bytes(pictures[name])))
     error = ""
     if "error" in pictures:
         view = View("error", "mean absolute difference of enhanced and clean", storage.read_bytes(pictures["error"]))
-        error = album.figure(view, page.legend("0", f"{results.BRIGHTEST_ERROR} and more"))
+        error = album.figure(view, page.legend("0", f"{history.BRIGHTEST_ERROR} and more"))
     names = [view.name for view in views]
     left = [name for name in names if name != "clean"]
     right = [name for name in names if name in ("enhanced", "clean")]
@@ -148,7 +148,7 @@ def _images_over_training(run: Run, album: Album) -> str:
                 rows = run.scores_of(name, "dev")
                 title = f"step {rows['step'].iloc[0]}{' (chosen)' * (name == run.chosen)}"
                 picture = storage.read_bytes(pictures[name][key]["enhanced"])
-                views.append(View(title, summary.caption(rows, key, PICTURED), picture))
+                views.append(View(title, run_summary.caption(rows, key, PICTURED), picture))
         if "clean" in pictures[names[-1]][key]:
             views.append(View("clean", "", storage.read_bytes(pictures[names[-1]][key]["clean"])))
         content += f"<h3>{escape(key)}</h3>{album.strip(views)}"
@@ -157,14 +157,15 @@ def _images_over_training(run: Run, album: Album) -> str:
 
 def _image_scores(run: Run, split: Split) -> str:
     """All of the chosen checkpoint's numbers on a split: a row for each image, what was trained first."""
-    rows = summary.scores_of_chosen(run, split)
+    rows = run_summary.scores_of_chosen(run, split)
     values = rows.set_index(["key", "method", "protocol", "metric"])["value"].unstack(["method", "protocol", "metric"])
     columns = tables.shown_columns(rows)
     methods = sorted(set(rows["method"]), key=lambda method: (method in scores.BASELINES, scores.METHODS.index(method)))
     shown = [(method, *column) for method in methods for column in columns]
     titles = [f"{method}\n{title}" for method in methods for title in tables.column_titles(columns)]
     cells = [
-        [str(key), *(summary.number(of_image[name], name[-1]) for name in shown)] for key, of_image in values.iterrows()
+        [str(key), *(run_summary.number(of_image[name], name[-1]) for name in shown)]
+        for key, of_image in values.iterrows()
     ]
     table = page.rows_table(["image", *titles], cells, "sortable")
     return page.details(f"{run.chosen} on {split}, {len(cells)} images", table)
@@ -184,8 +185,8 @@ def _changed(settings: BaseModel, prefix: str = "") -> list[list[str]]:
         if isinstance(value, BaseModel):
             found += _changed(value, f"{prefix}{name}.")
         elif value != field.default:  # a setting that must be given has none, so it is always shown
-            default = "none" if field.is_required() else summary.text(field.default)
-            found.append([f"{prefix}{name}", summary.text(texts[name]), default])
+            default = "none" if field.is_required() else run_summary.text(field.default)
+            found.append([f"{prefix}{name}", run_summary.text(texts[name]), default])
     return found
 
 

@@ -12,7 +12,7 @@ from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimiz
 from torch import Tensor
 
 from iaml import TeacherStudent
-from pipeline.training.settings import OptimizerSettings
+from pipeline.settings.training import OptimizerSettings
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # the state that Adam keeps for each parameter
 

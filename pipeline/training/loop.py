@@ -22,18 +22,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 from iaml import TeacherStudent
-from pipeline import checkpoint, lease, storage
-from pipeline.checkpoint import Progress
-from pipeline.config import Config
+from pipeline import storage
 from pipeline.data.loader import Loader
 from pipeline.data.manifest import load_manifest
 from pipeline.data.order import Share
+from pipeline.run import checkpoint, lease
+from pipeline.run.checkpoint import Progress
+from pipeline.settings.config import Config
 from pipeline.telemetry import Telemetry
 from pipeline.terminal import say
-from pipeline.training import placement
+from pipeline.training import topology
 from pipeline.training.engine import Engine, StepResult
 from pipeline.training.monitor import Monitor
-from pipeline.training.notices import Notices
+from pipeline.training.preemption import Notices
 
 NOT_FINITE = (
     "steps in a row (train.nonfinite_limit) had a loss or gradient that is not finite; lower optimizer.learning_rate, "
@@ -49,7 +50,7 @@ def train(settings: dict[str, Any]) -> None:
 
     Args:
         settings: ``config`` (the run's settings), ``provenance`` (stored with each checkpoint) and ``lease`` (the id
-            of the driver's, see ``pipeline.lease``).
+            of the driver's, see ``pipeline.run.lease``).
     """
     logging.getLogger().setLevel(logging.WARNING)  # Ray logs each report, which the monitor has said already
     config = Config.model_validate(settings["config"])
@@ -73,9 +74,9 @@ def _train(config: Config, provenance: dict[str, Any], lease_id: str) -> None:
     task, engine, progress = _build(config, provenance.get("start_from"), device)
     loader = Loader([load_manifest(url) for url in config.data.urls], config.data, share, config.run.seed)
     reporter = _Reporter(config, provenance, lease_id, progress) if share.rank == 0 else None
-    places = placement.gather()
+    places = topology.gather()
     if reporter:
-        _say_all([*placement.describe(places), *(str(stream.cache) for stream in loader.streams if stream.cache)])
+        _say_all([*topology.describe(places), *(str(stream.cache) for stream in loader.streams if stream.cache)])
     window, notices = _Window(), Notices(share.rank, device)
     telemetry = Telemetry(run=config.run.name, rank=str(share.rank))
     for step, batches in loader.steps(progress.step, config.train.steps):

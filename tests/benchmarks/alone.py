@@ -14,10 +14,10 @@ from contenders import BATCH, FOREVER, loader_settings
 from measure import memory
 from workspace import Workspace
 
-from pipeline.data.images import decode_rgb
 from pipeline.data.loader import Loader
 from pipeline.data.manifest import ShardRecord, load_manifest, write_manifest
 from pipeline.data.order import SampleOrder, Share
+from pipeline.images.codecs import decode_rgb
 
 MANY_SHARDS, SHARD_PAIRS = 100_000, 32
 ORDER_PAIRS = 1000  # in each of as many shards: 100 million samples

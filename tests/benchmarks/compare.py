@@ -24,7 +24,7 @@ from s3 import S3Server
 from workspace import Workspace, make_workspace
 
 from pipeline import storage
-from pipeline.command_line import user_errors
+from pipeline.settings.command_line import user_errors
 
 ROUNDS, TURN_S = 5, 1.5
 COLD_ROUNDS, STARTS, EPOCHS = 3, 3, 20

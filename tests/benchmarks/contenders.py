@@ -24,7 +24,7 @@ from workspace import Workspace
 from pipeline.data.loader import Loader
 from pipeline.data.manifest import load_manifest
 from pipeline.data.order import Share
-from pipeline.data.settings import DataSettings
+from pipeline.settings.data import DataSettings
 
 CROP = 256
 BATCH = 8

@@ -16,15 +16,17 @@ from typing import Any
 import ray
 from measure import machine, spread, stay_on, table
 
-from pipeline import launch, lease, resources, storage
-from pipeline.command_line import user_errors
-from pipeline.config import Config
-from pipeline.data.darkening import DarkenSettings, darken_folder
+from pipeline import storage
 from pipeline.data.manifest import load_manifest
-from pipeline.data.packing import PackSettings, pack
-from pipeline.data.photographs import export_photographs
 from pipeline.evaluation.pool import Validation
-from pipeline.evaluation.scoring import find_lpips
+from pipeline.evaluation.scorer import find_lpips
+from pipeline.launch import capacity, trainer
+from pipeline.packing.darkening import DarkenSettings, darken_folder
+from pipeline.packing.packing import PackSettings, pack
+from pipeline.packing.photographs import export_photographs
+from pipeline.run import lease
+from pipeline.settings.command_line import user_errors
+from pipeline.settings.config import Config
 from pipeline.training import loop
 from pipeline.training.monitor import read_metrics
 
@@ -102,12 +104,12 @@ def speed(root: Path, data: str, workers: int, training: list[int], evaluation: 
     storage.delete_folder(config.run.url)
     manifests = [load_manifest(data)]
     OnCores.cores = evaluation
-    launch.Validation = OnCores  # type: ignore[misc]
+    trainer.Validation = OnCores  # type: ignore[misc]
     loop.train = on_cores(training)
     stay_on(EVALUATION_CORES if training == TRAINING_CORES else CORES)  # and so do Ray's own processes
-    with lease.hold(config.run.url) as lease_id, launch.cluster(resources.cpus_needed(config), None):
-        config = resources.with_devices(config, manifests)
-        launch.train(config, manifests, launch.provenance_of(manifests), find_lpips(config.evaluation), lease_id)
+    with lease.hold(config.run.url) as lease_id, trainer.cluster(capacity.cpus_needed(config), None):
+        config = capacity.with_devices(config, manifests)
+        trainer.train(config, manifests, trainer.provenance_of(manifests), find_lpips(config.evaluation), lease_id)
     return median(each["images_per_s"] for each in read_metrics(config.run.url) if each["step"] > WARM_UP)
 
 

@@ -5,7 +5,7 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
-from pipeline.evaluation.perceptual import let_torchvision_import
+from pipeline.evaluation.lpips import let_torchvision_import
 
 SIDES = ("low", "high")
 

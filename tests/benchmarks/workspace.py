@@ -11,11 +11,11 @@ from mosaic import write_mds
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from pipeline.data.darkening import DarkenSettings, darken_folder
-from pipeline.data.images import encode_png, read_rgb, stored_png
-from pipeline.data.packing import PackSettings, pack
-from pipeline.data.pairing import Pair, find_pairs
-from pipeline.data.photographs import export_photographs
+from pipeline.images.codecs import encode_png, read_rgb, stored_png
+from pipeline.packing.darkening import DarkenSettings, darken_folder
+from pipeline.packing.packing import PackSettings, pack
+from pipeline.packing.pairing import Pair, find_pairs
+from pipeline.packing.photographs import export_photographs
 
 SIZE = (600, 400)  # of LOL's images: width and height, pixels
 LEAST_PAIRS = 485  # as many as LOL-v1 trains on; a smaller source is repeated until there are so many

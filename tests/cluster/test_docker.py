@@ -108,7 +108,7 @@ def test_builder_is_sent_the_code_alone() -> None:
 
 
 def test_ignore_file_keeps_all_else_back(tmp_path: Path) -> None:
-    wanted = {"iaml/mirror.py", "pipeline/presets/demo.yaml", "tune/search.py", "requirements.lock"}
+    wanted = {"iaml/mirror.py", "pipeline/settings/presets/demo.yaml", "tune/search.py", "requirements.lock"}
     other = {
         ".env",
         ".git/config",

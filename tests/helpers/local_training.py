@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from workers import run_workers
 
-from pipeline.config import Config
-from pipeline.start import find_start
+from pipeline.launch.provenance import find_start
+from pipeline.settings.config import Config
 
 Images = NDArray[np.uint8]
 
@@ -81,7 +81,7 @@ def _train(settings: dict[str, Any], provenance: dict[str, Any]) -> dict[str, An
     from ray.train.v2._internal.execution.train_fn_utils import set_train_fn_utils
 
     from pipeline.training import loop
-    from pipeline.training.placement import Place
+    from pipeline.training.topology import Place
 
     seen: dict[str, Any] = {"batches": [], "layouts": set(), "threads": {}, "zero_stage": 0}
     set_train_fn_utils(_worker())
@@ -89,7 +89,7 @@ def _train(settings: dict[str, Any], provenance: dict[str, Any]) -> dict[str, An
         contextlib.redirect_stdout(io.StringIO()) as printed,
         patch.object(loop, "Engine", _watched(loop.Engine, seen)),
         contextlib.suppress(ValueError),  # the loop has stored the reason
-        patch.object(loop.placement, "gather", lambda: [Place("here", None)]),  # it would start a cluster
+        patch.object(loop.topology, "gather", lambda: [Place("here", None)]),  # it would start a cluster
     ):
         loop.train({"config": settings, "provenance": provenance, "lease": "none"})
     assert not ray.is_initialized()

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import checkpoint, storage
-from pipeline.config import Config
-from pipeline.evaluation import scores
-from pipeline.evaluation.scores import Table
-from pipeline.evaluation.settings import Split
+from pipeline import storage
+from pipeline.run import checkpoint, scores
+from pipeline.run.scores import Table
+from pipeline.settings.config import Config
+from pipeline.settings.evaluation import Split
 
 DATA = "5e5e"  # stands for the checksum of the data set's manifest
 Values = Mapping[str, Mapping[str, float | None]]  # by method and image; None could not be scored

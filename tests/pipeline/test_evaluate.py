@@ -10,7 +10,7 @@ from score_tables import make_run
 from pipeline import evaluate
 from pipeline.evaluate import EvaluateSettings, data_url, evaluation_settings, load_data, unique
 from pipeline.evaluation.candidates import Candidate
-from pipeline.evaluation.settings import EvaluationSettings
+from pipeline.settings.evaluation import EvaluationSettings
 
 PICTURES = Candidate("/pictures", None, None)
 

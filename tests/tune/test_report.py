@@ -8,7 +8,7 @@ import pytest
 from pages import check_nesting, figures, rows, sections
 from searches import EVERY_RANGE, proportions
 
-from pipeline.evaluation.tables import TextTable
+from pipeline.reporting.tables import TextTable
 from tune import report
 from tune.study import FEWEST
 

@@ -8,8 +8,8 @@ import yaml
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pipeline.command_line import argument_parser, user_errors
-from pipeline.config import Config, parse_config
+from pipeline.settings.command_line import argument_parser, user_errors
+from pipeline.settings.config import Config, parse_config
 from tune.settings import VARIED, SearchConfig, SearchSettings
 
 ALONE = [option for name in VARIED for option in (f"--search.{name}", "null")]  # nothing is searched

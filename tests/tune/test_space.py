@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import Config, differences
+from pipeline.settings.config import Config, differences
 from tune import space
 from tune.settings import VARIED, SearchConfig
 

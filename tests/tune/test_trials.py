@@ -19,12 +19,13 @@ from ray.experimental.internal_kv import _internal_kv_del
 from ray.train import WorkerGroupError
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from pipeline import checkpoint, interruption, launch, runs, storage
-from pipeline.command_line import argument_parser
-from pipeline.config import Config, parse_config
-from pipeline.evaluation import scores
+from pipeline import interruption, storage
 from pipeline.interruption import JobInterruptedError
-from pipeline.launch import TrainingStoppedError
+from pipeline.launch import many, trainer
+from pipeline.launch.trainer import TrainingStoppedError
+from pipeline.run import checkpoint, scores
+from pipeline.settings.command_line import argument_parser
+from pipeline.settings.config import Config, parse_config
 from tune import space, trials
 from tune.settings import SearchConfig
 from tune.study import Study
@@ -200,8 +201,8 @@ def test_runs_may_lie_on_s3(driver, s3, tmp_path):
 
 
 def test_trials_at_the_same_time_are_as_many_as_are_asked_for(monkeypatch, tmp_path):
-    monkeypatch.setattr(trials.resources, "with_devices", lambda config, manifests, count: config)
-    monkeypatch.setattr(trials.resources, "runs_at_once", lambda config: 4)
+    monkeypatch.setattr(trials.capacity, "with_devices", lambda config, manifests, count: config)
+    monkeypatch.setattr(trials.capacity, "runs_at_once", lambda config: 4)
     at_once = [trials.with_room(config_of(tmp_path / str(n), concurrent=n), [])[1] for n in (None, 3)]
     assert at_once == [4, 3]
     with pytest.raises(ValueError, match=r"search.concurrent is 5, but the Ray cluster has room for 4 trials"):
@@ -256,12 +257,12 @@ def test_a_stopped_trial_gives_back_its_resources_at_once(room_for_one, shards, 
     changes = {"--data.url": shards, "--run.storage": str(tmp_path), "--run.name": "all", "--search.trials": "2"}
     changes |= {"--train.steps": "400", "--train.log-every": "50", "--checkpoint.every": "200"}
     config, _ = parse_config(argument_parser(""), SearchConfig, options(**changes))
-    manifests = launch.check_data(config)
+    manifests = trainer.check_data(config)
     (tmp_path / "all-search").mkdir()
     study = Study(config, [manifest.checksum for manifest in manifests])
     config, concurrent = trials.with_room(config, manifests)
     assert concurrent == 1
-    training = runs.Training(launch.provenance_of(manifests), ray.put("no LPIPS in this test"))
+    training = many.Training(trainer.provenance_of(manifests), ray.put("no LPIPS in this test"))
     trials.run(config, study, training, concurrent)
     assert ended(study) == {0: "stopped", 1: "finished"}
     assert list(study.trial(0).scores) == [200]

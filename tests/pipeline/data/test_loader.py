@@ -15,8 +15,8 @@ from PIL import Image
 from pipeline.data.loader import Loader
 from pipeline.data.manifest import load_manifest
 from pipeline.data.order import Share
-from pipeline.data.packing import PackSettings, pack
-from pipeline.data.settings import DataSettings
+from pipeline.packing.packing import PackSettings, pack
+from pipeline.settings.data import DataSettings
 
 BATCH = 4
 CACHE = Path()  # set by the fixture

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 from score_tables import checkpoint_rows, make_run, score_table, write_scores
 
-from pipeline import checkpoint, storage
+from pipeline import storage
 from pipeline.data.manifest import PairRecord
-from pipeline.evaluation import scores
 from pipeline.evaluation.candidates import Candidate, pictures_of
+from pipeline.run import checkpoint, scores
 
 
 def record(key, width=8, height=6):

@@ -21,19 +21,19 @@ from ray import cloudpickle
 from skimage.metrics import peak_signal_noise_ratio
 
 from iaml import TeacherStudent
-from pipeline import checkpoint, storage
-from pipeline.checkpoint import Progress
-from pipeline.config import Config
+from pipeline import storage
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.data.pairs import read_pair
 from pipeline.evaluation import pool as pools
-from pipeline.evaluation import scores
 from pipeline.evaluation.dispatch import Dispatch
 from pipeline.evaluation.failures import MachineError
 from pipeline.evaluation.pool import Pool, sized
-from pipeline.evaluation.results import VIEWS
-from pipeline.evaluation.scoring import find_lpips
-from pipeline.evaluation.settings import EvaluationSettings
+from pipeline.evaluation.scorer import find_lpips
+from pipeline.run import checkpoint, scores
+from pipeline.run.checkpoint import Progress
+from pipeline.run.history import VIEWS
+from pipeline.settings.config import Config
+from pipeline.settings.evaluation import EvaluationSettings
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 SETTINGS = EvaluationSettings(actors=2, gpus_per_actor=0, grid_images=2)

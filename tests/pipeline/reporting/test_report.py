@@ -18,13 +18,13 @@ import pytest
 from pages import check_nesting, figures, rows_by_name, sections
 from PIL import Image
 
-from pipeline import checkpoint, report
-from pipeline.config import Config
-from pipeline.evaluation import scores
-from pipeline.evaluation.results import VIEWS, Run, arms, pictures_folder
+from pipeline import report
 from pipeline.reporting import comparison, page
 from pipeline.reporting.figures import MOST_POINTS, Line, draw
 from pipeline.reporting.report import render_report, write_report
+from pipeline.run import checkpoint, scores
+from pipeline.run.history import VIEWS, Run, arms, pictures_folder
+from pipeline.settings.config import Config
 
 KEYS = ("22", "23", "55")
 WEIGHTS = "443c5bc3" + 56 * "0"

@@ -3,7 +3,7 @@
 from datasets import packed
 from local_training import train
 
-from pipeline.config import Config
+from pipeline.settings.config import Config
 
 STEPS = 20
 

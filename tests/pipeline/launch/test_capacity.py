@@ -1,0 +1,129 @@
+"""Arithmetic on what the nodes of a cluster have."""
+
+import os
+import signal
+from typing import Any
+
+import pytest
+import ray
+
+from pipeline.data.manifest import load_manifest
+from pipeline.launch import capacity
+from pipeline.settings.config import Config
+
+
+def config(run: dict[str, Any], **evaluation: Any) -> Config:
+    return Config.model_validate(
+        {
+            "run": {"name": "r"} | run,
+            "data": {"url": "/data"},
+            "train": {"steps": 4, "global_batch": run["workers"]},
+            "evaluation": evaluation,
+        }
+    )
+
+
+def nodes_of(*resources: dict[str, float]) -> list[dict[str, Any]]:
+    """What Ray says of such nodes."""
+    return [{"NodeID": str(index), "Alive": True, "Resources": node} for index, node in enumerate(resources)]
+
+
+@pytest.mark.parametrize(
+    ("free", "workers", "use_gpu", "room"),
+    [
+        ([{"CPU": 8.0}], 1, False, 2),  # each takes two cores to train and one to score
+        ([{"CPU": 5.0}], 1, False, 1),
+        ([{"CPU": 2.0}] * 4, 1, False, 2),  # the scorer of each needs a node of its own
+        ([{"CPU": 1.0}, {"CPU": 2.0}], 1, False, 1),
+        ([{"CPU": 64.0, "GPU": 8.0}], 1, True, 5),  # 1.5 GPUs each
+        ([{"CPU": 64.0, "GPU": 4.0}] * 2, 4, True, 1),
+        ([{}], 1, False, 1),  # it waits for others
+    ],
+)
+def test_as_many_runs_as_the_nodes_have_room_for(monkeypatch, free, workers, use_gpu, room) -> None:
+    monkeypatch.setattr(capacity, "free_on_nodes", lambda: {str(index): dict(node) for index, node in enumerate(free)})
+    run = {"workers": workers, "use_gpu": use_gpu, "cpus_per_worker": 2}
+    assert capacity.runs_at_once(config(run, actors=1, gpus_per_actor=0.5 if use_gpu else 0.0)) == room
+
+
+def test_actors_are_placed_where_they_leave_room_for_whole_workers(monkeypatch) -> None:
+    whole = config({"workers": 7, "use_gpu": True}, actors=2, gpus_per_actor=0.5)
+    node = {"CPU": 64.0, "GPU": 4.0}
+    monkeypatch.setattr(capacity, "free_on_nodes", lambda: {"n1": dict(node), "n2": dict(node)})
+    assert capacity.beside_training(whole) == ["n2", "n2"]  # one on each would leave room for six workers
+    monkeypatch.setattr(capacity, "free_on_nodes", lambda: {"n1": dict(node)})
+    assert capacity.beside_training(whole) == []  # it waits for others
+
+
+@pytest.mark.parametrize(
+    ("run", "evaluation", "message"),
+    [
+        ({"workers": 1, "cpus_per_worker": 6}, {}, "each of run.workers needs 6 CPUs and 0 GPUs of one node; none has"),
+        ({"workers": 1}, {"cpus_per_actor": 5}, "each of evaluation.actors needs 5 CPUs and 0 GPUs of one node"),
+        ({"workers": 9}, {}, "the run needs 10 CPUs, the Ray cluster has 8"),
+    ],
+)
+def test_what_fits_into_no_node_is_refused_rather_than_waited_for(monkeypatch, run, evaluation, message) -> None:
+    nodes = [{"CPU": 4.0}] * 2
+    monkeypatch.setattr(capacity, "free_on_nodes", lambda: {str(index): dict(node) for index, node in enumerate(nodes)})
+    monkeypatch.setattr(capacity.ray, "nodes", lambda: nodes_of(*nodes))
+    monkeypatch.setattr(capacity, "is_autoscaler_v2", lambda: False)
+    monkeypatch.setattr(capacity.ray, "cluster_resources", lambda: {"CPU": 8.0})
+    with pytest.raises(ValueError, match=message):
+        capacity.with_devices(config(run, **evaluation), [])
+
+
+PARTS = [{"CPU": 2.0, "GPU": 1.0}, {"CPU": 2.0, "GPU": 0.0}]
+
+
+@pytest.fixture
+def requests(monkeypatch) -> list[Any]:
+    """What the autoscaler is asked for; nothing else happens to it, and a second passes at once."""
+    asked: list[Any] = []
+    monkeypatch.setattr(capacity, "request_resources", lambda bundles: asked.append(bundles))
+    monkeypatch.setattr(capacity, "POLL_S", 0.01)
+    monkeypatch.setattr(capacity, "is_autoscaler_v2", lambda: True)
+    return asked
+
+
+def test_an_autoscaler_is_asked_for_what_the_cluster_lacks_until_it_is_there(monkeypatch, requests, capsys) -> None:
+    head, gpu = {"CPU": 1.0}, {"CPU": 8.0, "GPU": 1.0}
+    polls = iter([nodes_of(head), nodes_of(head), nodes_of(head, gpu)])
+    monkeypatch.setattr(capacity.ray, "nodes", lambda: next(polls))
+    capacity.wait_for(PARTS)
+    assert requests == [[{"CPU": 2.0, "GPU": 1.0}, {"CPU": 2.0}], []]  # the request would outlive the command
+    assert capsys.readouterr().out == "waiting up to 600 s for nodes with 4 CPUs and 1 GPUs (run.wait_s)\n"
+
+
+def test_the_wait_has_an_end(monkeypatch, requests) -> None:
+    monkeypatch.setattr(capacity.ray, "nodes", lambda: nodes_of({"CPU": 1.0}))
+    capacity.wait_for(PARTS, 0.05)
+    assert requests[-1] == [] and len(requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("nodes", "autoscaler", "limit_s"),
+    [([{"CPU": 8.0, "GPU": 1.0}], True, None), ([{"CPU": 1.0}], False, None), ([{"CPU": 1.0}], True, 0.0)],
+    ids=["all is there", "none would come", "told not to"],
+)
+def test_nothing_is_waited_for_in_vain(monkeypatch, requests, capsys, nodes, autoscaler, limit_s) -> None:
+    monkeypatch.setattr(capacity, "is_autoscaler_v2", lambda: autoscaler)
+    monkeypatch.setattr(capacity.ray, "nodes", lambda: nodes_of(*nodes))
+    capacity.wait_for(PARTS, limit_s)
+    assert requests == [] and capsys.readouterr().out == ""
+
+
+@pytest.mark.slow
+def test_a_node_that_joins_is_waited_for(driver, ray_head, shards) -> None:
+    cpus = int(ray.cluster_resources()["CPU"])
+    manifests = [load_manifest(shards)]
+    run = {"workers": 2, "cpus_per_worker": cpus - 1, "use_gpu": False}
+    with pytest.raises(ValueError, match=r"^the run needs .* CPUs, the Ray cluster has"):
+        capacity.with_devices(config(run), manifests)
+    node = ray_head.add_node(num_cpus=cpus)
+    try:
+        found = capacity.with_devices(config(run | {"wait_s": 120}), manifests)
+        assert found.evaluation.actors and ray.cluster_resources()["CPU"] == 2 * cpus
+    finally:
+        os.killpg(node.pid, signal.SIGTERM)
+        node.wait(60)

@@ -1,0 +1,44 @@
+"""Many runs: the same devices for all of them."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+
+from pipeline.launch import capacity, many, trainer
+from pipeline.settings.config import Config
+
+
+def config(name: str, **evaluation: Any) -> Config:
+    settings = {"run": {"name": name, "storage": "/nowhere"}, "data": {"url": "/data"}, "train": {"steps": 4}}
+    return Config.model_validate(settings | {"evaluation": evaluation})
+
+
+def test_devices_are_decided_once_for_all_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = iter([{"gpus_per_actor": 0.5, "actors": 2}, {"gpus_per_actor": 0.0, "actors": 9}])
+
+    def decide(config: Config, manifests: Any, count: int) -> Config:
+        """As a cluster whose GPU the first run takes."""
+        evaluation = config.evaluation.model_copy(update=next(free))
+        return config.model_copy(
+            update={"evaluation": evaluation, "run": config.run.model_copy(update={"use_gpu": True})}
+        )
+
+    started: list[Config] = []
+
+    def in_turn(configs: list[Config], limit: int, training: Callable[[Config], None]) -> list[tuple[str, None]]:
+        started.extend(configs)
+        return [(each.run.name, None) for each in configs]
+
+    for name in ("check_data", "provenance_of", "check_run", "check_scores", "check_cluster"):
+        monkeypatch.setattr(trainer, name, lambda *arguments: None)
+    monkeypatch.setattr(trainer, "cluster", lambda *arguments, **options: nullcontext())
+    monkeypatch.setattr(capacity, "with_devices", decide)
+    monkeypatch.setattr(many.ray, "put", lambda value: value)
+    monkeypatch.setattr(many, "_in_turn", in_turn)
+    assert many.train_all([config("a"), config("b", tile=512), config("c")], at_once=2) == {}
+    assert [each.run.name for each in started] == ["a", "b", "c"]
+    devices = [(each.run.use_gpu, each.evaluation.gpus_per_actor, each.evaluation.actors) for each in started]
+    assert devices == [(True, 0.5, 2)] * 3
+    assert [each.evaluation.tile for each in started] == [2048, 512, 2048]
