@@ -1,19 +1,22 @@
-"""The S3 side of the door to storage: reads that resume, and failures that say what to check.
+"""The S3 side of the door to storage: reads that resume, uploads in parts, and failures that say what to check.
 
-Reads go through botocore's client, which costs least; all else through s3fs. Both find credentials,
-region and endpoint where AWS's own tools do. What may pass (5xx, throttling, resets, timeouts, bodies cut
-short) is tried again with growing pauses until nothing has moved for as long as the caller's patience
-lasts. Failures are ``OSError``s that name the URL: ``FileNotFoundError``, ``PermissionError``,
-``TimeoutError``, ``ConnectionError``, or plain.
+All of it goes through botocore's client, which threads share; s3fs is there for libraries that want a file system.
+Both find credentials, region and endpoint where AWS's own tools do. A request that meets a transient error (5xx,
+throttling, a reset, a timeout, a body cut short) is made again after growing pauses, until nothing has moved for
+as long as the caller's retry budget allows. Failures are ``OSError``s that name the URL: ``FileNotFoundError``,
+``PermissionError``, ``TimeoutError``, ``ConnectionError``, or plain.
 """
 
 import functools
+import logging
 import os
 import random
 import threading
 import time
-from collections.abc import Callable
-from contextlib import closing
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from typing import Any, TypeVar
 
 import botocore.exceptions as aws
@@ -22,18 +25,22 @@ from botocore.config import Config
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
-PATIENCE_S = 60.0  # for shards and writes, on which a run depends
-BRIEF_PATIENCE_S = 12.0  # for small files and checks; a stalled reply (READ_TIMEOUT_S) is still asked for again
+# a request is given up when nothing has moved for so long
+RETRY_S = 60.0  # for shards and writes, on which a run depends
+BRIEF_RETRY_S = 12.0  # for small files and checks; a stalled reply (READ_TIMEOUT_S) is still asked for again
 CONNECT_TIMEOUT_S = 3.0
 READ_TIMEOUT_S = 10.0  # silence that means a dead connection
-REPLY_TIMEOUT_S = 30.0  # the same for s3fs, to which a server may answer late, when it has put an upload together
-ATTEMPTS = 2  # of each request of s3fs: a part that fails doesn't take its whole upload along
-PATIENT_ATTEMPTS = 8  # the same where nobody tries again: about half a minute
+REPLY_TIMEOUT_S = 30.0  # the same after an upload, which a server may take a while to put together
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 CONNECTIONS = 32
 CHUNK = 1 << 20  # bytes taken from a reply at a time
 PART = 16 << 20  # bytes of one part of an upload; two or more of them go up as parts
-PARTS_AT_ONCE = 4
+MOST_PARTS = 10_000  # of an upload, by S3's rules; larger objects have larger parts
+PARTS_AT_ONCE = 4  # which are copied in memory
+DELETES_AT_ONCE = 16
+PAGE = 1000  # keys in a reply to a listing, the most that S3 gives
+FILESYSTEM_ATTEMPTS = 8  # of each request of s3fs, whose users don't try again: about half a minute
+UPLOAD_TOKEN = "upload-token"  # in an object's metadata, where it went up in parts
 
 Result = TypeVar("Result")
 
@@ -47,9 +54,9 @@ NO_CREDENTIALS = (
     aws.SSOError,
     aws.LoginError,
 )
-SILENT = (aws.ReadTimeoutError, aws.ConnectTimeoutError, TimeoutError)
-DISTURBED = (
-    *SILENT,
+TIMEOUTS = (aws.ReadTimeoutError, aws.ConnectTimeoutError, TimeoutError)
+TRANSIENT_ERRORS = (
+    *TIMEOUTS,
     aws.HTTPClientError,
     aws.ConnectionError,
     aws.IncompleteReadError,
@@ -59,44 +66,47 @@ DISTURBED = (
 )
 FAILURES = (aws.BotoCoreError, aws.ClientError, HTTPError, OSError)
 CONDITION_NOT_MET = (404, 409, 412)  # deleted meanwhile; written at the same moment; not the version
-BUSY = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
+# throttling, and a request that came too slowly, where a server answers with a status for other things
+TRANSIENT_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "RequestTimeout"}
 STALE_CREDENTIALS = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired"}
 
+logger = logging.getLogger(__name__)
 _jitter = random.Random()  # its own, since the global generator's state belongs to the run
 _lock = threading.Lock()
 
 
-def read_into(url: str, buffer: memoryview, offset: int = 0, patience_s: float = PATIENCE_S) -> int:
+def read_into(url: str, buffer: memoryview, offset: int = 0, retry_s: float = RETRY_S) -> int:
     """Fill ``buffer`` from the object's byte ``offset`` on; a ``ValueError`` when the object ends before.
 
     Returns:
         How many more attempts than one it took.
     """
-    patience = _Patience(url, patience_s)
+    budget = RetryBudget(url, retry_s)
     if buffer.nbytes:  # HTTP has no empty ranges
-        _Download(url, offset, buffer.cast("B")).run(patience)
-    return patience.retries
+        _Download(url, offset, buffer.cast("B")).run(budget)
+    return budget.retries
 
 
-def read(url: str, offset: int = 0, length: int | None = None, patience_s: float = BRIEF_PATIENCE_S) -> bytes:
+def read(url: str, offset: int = 0, length: int | None = None, retry_s: float = BRIEF_RETRY_S) -> bytes:
     """``length`` bytes of the object from ``offset``, or all of them; a ``ValueError`` when there are fewer."""
     if length == 0:
         return b""
     space = None if length is None else memoryview(bytearray(length))
-    return bytes(_Download(url, offset, space).run(_Patience(url, patience_s)))
+    return bytes(_Download(url, offset, space).run(RetryBudget(url, retry_s)))
 
 
-def write(url: str, data: bytes, patience_s: float = PATIENCE_S) -> None:
+def write(url: str, data: bytes, retry_s: float = RETRY_S) -> None:
     """Write an object, in parts when it is large; it appears when all of it is there."""
-    _patiently(
-        url, patience_s, lambda files, path: files.pipe_file(path, data, chunksize=PART, max_concurrency=PARTS_AT_ONCE)
-    )
+    if len(data) < 2 * PART:
+        _retry(url, retry_s, lambda s3: s3.put_object(**_object(url), Body=data), REPLY_TIMEOUT_S)
+    else:
+        _Upload(url, data, retry_s).run()
 
 
 def read_tagged(url: str) -> tuple[bytes, str | None]:
     """All bytes of the object, and the tag that names this version of it."""
     download = _Download(url, 0, None)
-    return bytes(download.run(_Patience(url, BRIEF_PATIENCE_S))), download.tag
+    return bytes(download.run(RetryBudget(url, BRIEF_RETRY_S))), download.tag
 
 
 def write_if(url: str, data: bytes, tag: str | None) -> str | None:
@@ -107,12 +117,11 @@ def write_if(url: str, data: bytes, tag: str | None) -> str | None:
     Returns:
         The new tag; none where the condition was not met.
     """
-    bucket, _, key = url.removeprefix("s3://").partition("/")
     condition = {"IfMatch": tag} if tag else {"IfNoneMatch": "*"}
-    patience = _Patience(url, BRIEF_PATIENCE_S)
+    budget = RetryBudget(url, BRIEF_RETRY_S)
     while True:
         try:
-            return str(_client().put_object(Bucket=bucket, Key=key, Body=data, **condition)["ETag"])
+            return str(_client().put_object(**_object(url), Body=data, **condition)["ETag"])
         except FAILURES as error:
             status, code = _answer(error)
             if status in CONDITION_NOT_MET and code != "NoSuchBucket":
@@ -120,53 +129,65 @@ def write_if(url: str, data: bytes, tag: str | None) -> str | None:
             if status == 501 and condition:
                 condition = {}
             else:
-                patience.wait(error)
+                budget.wait(error)
 
 
 def exists(url: str) -> bool:
     """Whether an object is there, or any below the URL."""
-    try:
-        _patiently(url, BRIEF_PATIENCE_S, lambda files, path: files.info(path))
-    except FileNotFoundError:
-        return False
-    return True
+    with suppress(FileNotFoundError):
+        if _object(url)["Key"]:
+            _retry(url, BRIEF_RETRY_S, lambda s3: s3.head_object(**_object(url)))
+            return True
+    with suppress(FileNotFoundError):  # there is no such bucket
+        return any("Contents" in page for page in _list(url, MaxKeys=1))
+    return False
 
 
 def listdir(url: str) -> list[str]:
-    """URLs directly below ``url``, without their scheme; ``FileNotFoundError`` when there are none."""
-    found: list[str] = _patiently(url, BRIEF_PATIENCE_S, lambda files, path: files.ls(path, detail=False))
-    return [entry for entry in found if f"s3://{entry.rstrip('/')}" != url]  # some servers list the folder itself
+    """Names directly below ``url``; ``FileNotFoundError`` when there are none."""
+    prefix = _prefix(url)
+    names: set[str] = set()
+    for page in _list(url, Delimiter="/"):
+        found = [entry["Key"] for entry in page.get("Contents", [])]
+        found += [entry["Prefix"] for entry in page.get("CommonPrefixes", [])]
+        names |= {key.removeprefix(prefix).rstrip("/") for key in found}
+    names -= {""}  # an object that stands for the folder itself
+    if not names:
+        raise FileNotFoundError(f"{url}: nothing is there; check the path")
+    return sorted(names)
 
 
 def delete(url: str) -> None:
     """Delete an object; nothing there is fine, and what lies below the URL stays."""
-    _patiently(url, BRIEF_PATIENCE_S, lambda files, path: files.rm_file(path))
+    with suppress(FileNotFoundError):  # as some servers answer
+        _retry(url, BRIEF_RETRY_S, lambda s3: s3.delete_object(**_object(url)))
 
 
 def delete_folder(url: str) -> None:
-    """Delete all below the URL, but no object of that very name; nothing there is fine."""
+    """Delete all below the URL, but no object of that very name; nothing there is fine.
 
-    def action(files: Any, path: str) -> None:
-        for found in files.find(path):
-            if found.startswith(f"{path}/"):
-                files.rm_file(found)
+    The error names the first object that can't be deleted; others may stay as well then.
+    """
+    bucket = _object(url)["Bucket"]
+    keys = [entry["Key"] for page in _list(url) for entry in page.get("Contents", [])]
+    # one by one, since not all servers delete many by one request, and some want an MD5 with it that botocore omits
+    with ThreadPoolExecutor(DELETES_AT_ONCE) as pool:
+        list(pool.map(delete, [f"s3://{bucket}/{key}" for key in keys]))
 
-    _patiently(url, BRIEF_PATIENCE_S, action)
 
-
-def filesystem(attempts: int = PATIENT_ATTEMPTS) -> Any:
-    """S3 as an fsspec file system that makes each request up to ``attempts`` times."""
-    import s3fs  # takes a quarter of a second, and reading does without
+def filesystem() -> Any:
+    """S3 as an fsspec file system."""
+    import s3fs  # takes a quarter of a second, and all else does without
 
     return s3fs.S3FileSystem(
         use_listings_cache=False,
         client_kwargs=_region(),
-        config_kwargs=_config(REPLY_TIMEOUT_S, attempts=attempts),
+        config_kwargs=_config(REPLY_TIMEOUT_S, FILESYSTEM_ATTEMPTS),
     )
 
 
-class _Patience:
-    """Pauses between attempts, longer each time, until nothing has moved for ``limit_s`` seconds."""
+class RetryBudget:
+    """Time for further attempts: they pause longer each time, until nothing has moved for ``limit_s`` seconds."""
 
     def __init__(self, url: str, limit_s: float) -> None:
         self._url = url
@@ -182,8 +203,8 @@ class _Patience:
     def wait(self, error: Exception) -> None:
         """Pause before another attempt, or raise what the error means when another has no point."""
         left_s = self._since + self._limit_s - time.monotonic()
-        if left_s <= 0 or not _may_pass(error):
-            raise _explained(self._url, error) from error
+        if left_s <= 0 or not _is_transient(error):
+            raise _explain(self._url, error) from error
         time.sleep(min(left_s, self._pause_s * _jitter.uniform(0.5, 1.0)))
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
         self.retries += 1
@@ -194,7 +215,6 @@ class _Download:
 
     def __init__(self, url: str, offset: int, space: memoryview | None) -> None:
         self._url = url
-        self._bucket, _, self._key = url.removeprefix("s3://").partition("/")
         self._offset = offset
         self._given = space
         self._furthest = 0
@@ -205,20 +225,20 @@ class _Download:
         """The server's name for this version of the object, once its bytes are there."""
         return self._etag
 
-    def run(self, patience: _Patience) -> memoryview:
+    def run(self, budget: RetryBudget) -> memoryview:
         """Fetch all of it, in as many attempts as it takes."""
         while True:
             try:
-                return self._attempt(patience)
+                return self._attempt(budget)
             except FAILURES as error:
-                patience.wait(error)
+                budget.wait(error)
 
     def _restart(self) -> None:
         self._space = self._given
         self._done = 0
         self._etag: str | None = None
 
-    def _attempt(self, patience: _Patience) -> memoryview:
+    def _attempt(self, budget: RetryBudget) -> memoryview:
         reply = self._request()
         with closing(reply["Body"]) as body:  # a connection closed before its end is not used again
             space = self._accept(reply)
@@ -226,7 +246,7 @@ class _Download:
                 self._done += body.readinto(space[self._done : self._done + CHUNK])  # raises at an early end
                 if self._done > self._furthest:  # an object that changes all the time gets nowhere
                     self._furthest = self._done
-                    patience.renew()
+                    budget.renew()
         return space
 
     def _request(self) -> dict[str, Any]:
@@ -234,7 +254,7 @@ class _Download:
         last = "" if self._space is None else self._offset + len(self._space) - 1
         wanted = {"Range": f"bytes={first}-{last}"} if (first, last) != (0, "") else {}
         try:
-            reply: dict[str, Any] = _client().get_object(Bucket=self._bucket, Key=self._key, **wanted)
+            reply: dict[str, Any] = _client().get_object(**_object(self._url), **wanted)
         except aws.ClientError as error:
             if _answer(error)[0] != 416:  # the range begins behind the object's end
                 raise
@@ -267,25 +287,107 @@ class _Download:
         )
 
 
-def _patiently(url: str, patience_s: float, action: Callable[[Any, str], Result]) -> Result:
-    patience = _Patience(url, patience_s)
+class _Upload:
+    """A large object on its way to S3 in parts, of which nothing shows before all of them are there."""
+
+    def __init__(self, url: str, data: bytes, retry_s: float) -> None:
+        self._url = url
+        self._data = data
+        self._retry_s = retry_s
+        self._token = uuid.uuid4().hex
+
+    def run(self) -> None:
+        """Send all of it, or leave nothing."""
+        begun = self._request(
+            lambda s3: s3.create_multipart_upload(**_object(self._url), Metadata={UPLOAD_TOKEN: self._token})
+        )
+        self._upload = {**_object(self._url), "UploadId": begun["UploadId"]}
+        try:
+            parts = self._send_parts()
+            self._request(lambda s3: self._complete(s3, parts))
+        except BaseException:  # an interruption as well
+            self._abort()
+            raise
+
+    def _send_parts(self) -> list[dict[str, Any]]:
+        size = max(PART, -(-len(self._data) // MOST_PARTS))
+
+        def send(start: int) -> dict[str, Any]:
+            number, body = start // size + 1, self._data[start : start + size]
+            reply = self._request(lambda s3: s3.upload_part(**self._upload, PartNumber=number, Body=body))
+            return {"PartNumber": number, "ETag": reply["ETag"]}
+
+        with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
+            return list(pool.map(send, range(0, len(self._data), size)))  # the first failure cancels what hasn't begun
+
+    def _complete(self, s3: Any, parts: Sequence[dict[str, Any]]) -> None:
+        try:
+            s3.complete_multipart_upload(**self._upload, MultipartUpload={"Parts": parts})
+        except s3.exceptions.NoSuchUpload:  # done already, if the reply to an attempt before was lost
+            if s3.head_object(**_object(self._url))["Metadata"].get(UPLOAD_TOKEN) != self._token:
+                raise OSError("the upload was ended by somebody else") from None
+
+    def _abort(self) -> None:
+        try:
+            _retry(self._url, BRIEF_RETRY_S, lambda s3: s3.abort_multipart_upload(**self._upload))
+        except FileNotFoundError:
+            pass  # S3 knows nothing of it
+        except OSError as error:
+            logger.warning("parts of an upload that failed may stay on S3, which bills them: %s", error)
+
+    def _request(self, request: Callable[[Any], Any]) -> Any:
+        return _retry(self._url, self._retry_s, request, REPLY_TIMEOUT_S)
+
+
+def _retry(url: str, retry_s: float, request: Callable[[Any], Result], read_timeout_s: float | None = None) -> Result:
+    """What ``request`` returns, which is given a client and called again after transient errors."""
+    budget = RetryBudget(url, retry_s)
     while True:
         try:
-            return action(filesystem(ATTEMPTS), url.removeprefix("s3://"))
+            return request(_client(read_timeout_s))
         except FAILURES as error:
-            patience.wait(error)
+            budget.wait(error)
 
 
-def _client() -> Any:
+def _list(url: str, **options: Any) -> Iterator[dict[str, Any]]:
+    """Replies that list what lies below the URL, each with up to ``PAGE`` keys."""
+    request = {"Bucket": _object(url)["Bucket"], "Prefix": _prefix(url), "MaxKeys": PAGE, **options}
+    while True:
+        page: dict[str, Any] = _retry(url, BRIEF_RETRY_S, lambda s3: s3.list_objects_v2(**request))
+        yield page
+        if not page.get("IsTruncated"):
+            return
+        request["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def _object(url: str) -> dict[str, str]:
+    """The URL as requests name it."""
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+    return {"Bucket": bucket, "Key": key}
+
+
+def _prefix(url: str) -> str:
+    """What the keys of all objects below the URL begin with."""
+    key = _object(url)["Key"]
+    return f"{key}/" if key else ""
+
+
+def _client(read_timeout_s: float | None = None) -> Any:
     with _lock:  # making a client takes long, and many threads may want the first
-        return client_of(os.getpid())
+        return client_of(os.getpid(), read_timeout_s or READ_TIMEOUT_S)
 
 
 @functools.cache
-def client_of(process: int) -> Any:
-    """The process's botocore client, which its threads share; connections don't survive a fork."""
-    config = Config(**_config(READ_TIMEOUT_S, attempts=1))  # what is tried again is decided here, not there
-    return botocore.session.get_session().create_client("s3", config=config, **_region())
+def client_of(process: int, read_timeout_s: float) -> Any:
+    """A botocore client of the process, which its threads share; connections don't survive a fork."""
+    config = Config(**_config(read_timeout_s, attempts=1))  # what is tried again is decided here, not there
+    return session_of(process).create_client("s3", config=config, **_region())
+
+
+@functools.cache
+def session_of(process: int) -> Any:
+    """What the process's clients have in common: credentials, and a description of S3 that takes long to read."""
+    return botocore.session.get_session()
 
 
 def _config(read_timeout_s: float, attempts: int) -> dict[str, Any]:
@@ -308,27 +410,25 @@ def _region() -> dict[str, str]:
 
 def _answer(error: Exception) -> tuple[int, str]:
     """The HTTP status and S3 code that the server answered with; (0, "") when it didn't answer."""
-    # s3fs raises OSErrors in place of botocore's errors, which it keeps as their cause
-    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    response = getattr(error, "response", None)
     if not isinstance(response, dict):
         return 0, ""
     return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)), str(response["Error"].get("Code", ""))
 
 
-def _may_pass(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     status, code = _answer(error)
     if status:
-        return status in (408, 429) or (status >= 500 and status != 501) or code in BUSY
-    return isinstance(error, DISTURBED)
+        return status in (408, 429) or (status >= 500 and status != 501) or code in TRANSIENT_CODES
+    return isinstance(error, TRANSIENT_ERRORS)
 
 
-def _explained(url: str, error: Exception) -> OSError:
+def _explain(url: str, error: Exception) -> OSError:
     """What the failure means, and what to check."""
     status, code = _answer(error)
-    reason = error.__cause__ if status and error.__cause__ else error
     if isinstance(error, NO_CREDENTIALS):
         return PermissionError(
-            f"{url}: no S3 credentials ({reason}); set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            f"{url}: no S3 credentials ({error}); set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     if code == "NoSuchBucket":
         return FileNotFoundError(f"{url}: there is no such bucket; check its name and AWS_ENDPOINT_URL")
@@ -336,11 +436,11 @@ def _explained(url: str, error: Exception) -> OSError:
         return FileNotFoundError(f"{url}: nothing is there; check the path")
     if status in (401, 403) or code in STALE_CREDENTIALS:
         return PermissionError(
-            f"{url}: S3 refuses access ({reason}); check AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            f"{url}: S3 refuses access ({error}); check AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
             "and what they may do with the bucket"
         )
     hint = "check AWS_ENDPOINT_URL, AWS_REGION and the network"
-    if status == 0 and isinstance(error, DISTURBED):
-        kind = TimeoutError if isinstance(error, SILENT) else ConnectionError
-        return kind(f"{url}: S3 cannot be reached ({reason}); {hint}")
-    return OSError(f"{url}: S3 failed ({reason}); {hint}")
+    if status == 0 and isinstance(error, TRANSIENT_ERRORS):
+        kind = TimeoutError if isinstance(error, TIMEOUTS) else ConnectionError
+        return kind(f"{url}: S3 cannot be reached ({error}); {hint}")
+    return OSError(f"{url}: S3 failed ({error}); {hint}")

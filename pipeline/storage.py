@@ -95,24 +95,22 @@ def listdir(url: str) -> list[str]:
     try:
         if is_local(url):
             return sorted(path.name for path in Path(absolute(url)).iterdir())
-        return sorted(name_of(entry) for entry in s3.listdir(absolute(url)))
+        return s3.listdir(absolute(url))
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
-def read_bytes(
-    url: str, offset: int = 0, length: int | None = None, *, patience_s: float = s3.BRIEF_PATIENCE_S
-) -> bytes:
+def read_bytes(url: str, offset: int = 0, length: int | None = None, *, retry_s: float = s3.BRIEF_RETRY_S) -> bytes:
     """The content of a file, or ``length`` bytes of it from ``offset``.
 
-    S3 is asked again after disturbances, until no byte has come for ``patience_s`` seconds.
+    Requests to S3 are made again after transient errors, until no byte has come for ``retry_s`` seconds.
 
     Raises:
         FileNotFoundError: nothing is there.
         ValueError: the file ends before ``offset + length``.
     """
     if not is_local(url):
-        return s3.read(absolute(url), offset, length, patience_s)
+        return s3.read(absolute(url), offset, length, retry_s)
     with Path(absolute(url)).open("rb") as file:
         file.seek(offset)
         data = file.read(length)
@@ -121,11 +119,11 @@ def read_bytes(
     return data
 
 
-def read_into(url: str, buffer: memoryview, offset: int = 0, *, patience_s: float = s3.PATIENCE_S) -> int:
+def read_into(url: str, buffer: memoryview, offset: int = 0, *, retry_s: float = s3.RETRY_S) -> int:
     """Fill ``buffer`` with a file's bytes from ``offset`` on.
 
     A transfer from S3 that breaks off goes on at the byte where it did; it fails when no byte has come for
-    ``patience_s`` seconds. If the file is replaced meanwhile, all bytes are those of the new one.
+    ``retry_s`` seconds. If the file is replaced meanwhile, all bytes are those of the new one.
 
     Returns:
         How many requests to S3 had to be made again.
@@ -135,7 +133,7 @@ def read_into(url: str, buffer: memoryview, offset: int = 0, *, patience_s: floa
         ValueError: the file ends before the buffer is full.
     """
     if not is_local(url):
-        return s3.read_into(absolute(url), buffer, offset, patience_s)
+        return s3.read_into(absolute(url), buffer, offset, retry_s)
     with Path(absolute(url)).open("rb") as file:
         file.seek(offset)
         count = file.readinto(buffer)
@@ -144,13 +142,13 @@ def read_into(url: str, buffer: memoryview, offset: int = 0, *, patience_s: floa
     return 0
 
 
-def write_bytes(url: str, data: bytes, *, patience_s: float = s3.PATIENCE_S) -> None:
+def write_bytes(url: str, data: bytes, *, retry_s: float = s3.RETRY_S) -> None:
     """Write a file whole or not at all; folders above it are made.
 
-    S3 is asked again after disturbances, for ``patience_s`` seconds.
+    Requests to S3 are made again after transient errors, for ``retry_s`` seconds.
     """
     if not is_local(url):
-        s3.write(absolute(url), data, patience_s)
+        s3.write(absolute(url), data, retry_s)
         return
     target = Path(absolute(url))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -264,7 +262,7 @@ def check_writable(url: str) -> None:
     """
     probe = join(url, f".probe-{uuid.uuid4().hex}")
     try:
-        write_bytes(probe, b"", patience_s=s3.BRIEF_PATIENCE_S)
+        write_bytes(probe, b"", retry_s=s3.BRIEF_RETRY_S)
         delete(probe)
     except OSError as error:
         raise ValueError(f"{url}: cannot be written to ({error}); check the path and its permissions") from error

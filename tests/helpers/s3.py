@@ -286,6 +286,7 @@ async def _break(request: web.Request, fault: Fault) -> None:
 def forget_clients() -> None:
     """Drop the process's S3 clients, which keep the credentials and endpoint that they were made with."""
     s3.client_of.cache_clear()
+    s3.session_of.cache_clear()
     s3fs.S3FileSystem.clear_instance_cache()
 
 

@@ -1,6 +1,5 @@
-"""Storage on S3: a real server that checks credentials, and a proxy before it that disturbs what passes."""
+"""Storage on S3: a real server that checks credentials, and a proxy before it that breaks what passes."""
 
-import os
 import random
 import re
 import signal
@@ -41,7 +40,7 @@ def url(root, bucket, s3):
 
 
 @pytest.fixture
-def disturbed(url, faults):
+def proxied(url, faults):
     """The object, read through the proxy."""
     return url
 
@@ -51,15 +50,14 @@ def hasty(monkeypatch):
     """Short timeouts and pauses."""
     monkeypatch.setattr(client, "READ_TIMEOUT_S", 0.5)
     monkeypatch.setattr(client, "REPLY_TIMEOUT_S", 0.5)
-    monkeypatch.setattr(client, "BRIEF_PATIENCE_S", 0.5)
-    monkeypatch.setattr(client, "ATTEMPTS", 1)
+    monkeypatch.setattr(client, "BRIEF_RETRY_S", 0.5)
     monkeypatch.setattr(client, "LONGEST_PAUSE_S", 0.1)
     forget_clients()
 
 
-def read_through(url: str, size: int = SIZE, offset: int = 0, patience_s: float = 20) -> bytes:
+def read_through(url: str, size: int = SIZE, offset: int = 0, retry_s: float = 20) -> bytes:
     buffer = bytearray(size)
-    storage.read_into(url, memoryview(buffer), offset, patience_s=patience_s)
+    storage.read_into(url, memoryview(buffer), offset, retry_s=retry_s)
     return bytes(buffer)
 
 
@@ -69,7 +67,7 @@ def first_bytes(faults: FaultProxy) -> list[int]:
     return [int(re.findall(r"\d+", text)[0]) if text else 0 for text in ranges]
 
 
-# --- what storage does, undisturbed
+# --- what storage does, without errors
 
 
 def test_objects_and_folders_behave_like_local_ones(root, tmp_path):
@@ -177,6 +175,66 @@ def test_a_folder_replaces_one_of_the_same_name(root, tmp_path, faults):
     assert storage.read_text(f"{root}/pictures-2/a") == "a neighbour"
 
 
+@pytest.fixture
+def small_pages(monkeypatch):
+    """Listings that come three keys at a time."""
+    monkeypatch.setattr(client, "PAGE", 3)
+
+
+def keys_below(s3, url):
+    """All keys below the URL, without it."""
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    listing = s3.client.list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/")
+    return [entry["Key"].removeprefix(f"{prefix}/") for entry in listing.get("Contents", [])]
+
+
+def test_folders_of_many_pages_are_listed_and_deleted_whole(s3, root, faults, small_pages):
+    files, folders = [f"file-{number}" for number in range(8)], [f"folder-{number}" for number in range(5)]
+    names = [f"run/{name}" for name in (*files, *(f"{folder}/{file}" for folder in folders for file in "ab"))]
+    for name in [*names, "run", "run-2/a", "run.txt"]:
+        storage.write_text(f"{root}/{name}", name)
+    faults.add(Fault("status", "GET .*continuation-token", times=1))  # one page, which is asked for again alone
+    assert storage.listdir(f"{root}/run") == sorted(files + folders)
+    pages = [request.path for request in faults.requests if "list-type=2" in request.path]
+    assert len(pages) == len(set(pages)) + 1 >= (8 + 5) / 3
+    storage.delete_folder(f"{root}/run")
+    assert keys_below(s3, root) == ["run", "run-2/a", "run.txt"]
+
+
+def test_an_object_that_stands_for_a_folder_is_not_in_it_and_goes_with_it(s3, root, bucket):
+    """Consoles make such objects, whose names end with a slash."""
+    s3.client.put_object(Bucket=bucket, Key=f"{storage.name_of(root)}/made/", Body=b"")
+    assert storage.exists(f"{root}/made")
+    assert storage.listdir(f"{root}/made") == []
+    storage.write_text(f"{root}/made/a", "a")
+    assert storage.listdir(f"{root}/made") == ["a"]
+    storage.delete_folder(f"{root}/made")
+    assert keys_below(s3, root) == []
+
+
+def test_an_object_that_can_t_be_deleted_is_named(s3, root, faults):
+    for name in "abc":
+        storage.write_text(f"{root}/run/{name}", name)
+    faults.add(Fault("status", "DELETE .*/run/b", status=403, code="AccessDenied"))
+    with pytest.raises(PermissionError, match=r"/run/b: S3 refuses access .*AccessDenied"):
+        storage.delete_folder(f"{root}/run")
+    assert keys_below(s3, f"{root}/run") == ["b"]
+
+
+def test_a_server_that_misses_what_is_to_be_deleted(root, faults):
+    faults.add(Fault("status", "DELETE", status=404, code="NoSuchKey"))
+    storage.delete(f"{root}/nothing")
+    storage.write_text(f"{root}/run/file", "deleted meanwhile")
+    storage.delete_folder(f"{root}/run")
+    assert [fault.hits for fault in faults.faults] == [2]
+
+
+def test_nothing_is_in_a_bucket_that_is_missing(s3):
+    assert not storage.exists("s3://no-such-bucket/run")
+    assert storage.listdir("s3://no-such-bucket/run") == []
+    storage.delete_folder("s3://no-such-bucket/run")
+
+
 def test_ray_s_file_system_reads_and_writes(root):
     filesystem, path = storage.arrow_filesystem(f"{root}/runs")
     with filesystem.open_output_stream(f"{path}/file") as file:
@@ -191,7 +249,7 @@ def test_the_region_comes_from_either_variable(s3, root, monkeypatch):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         forget_clients()
-        assert client.client_of(os.getpid()).meta.region_name == "eu-west-3"
+        assert client._client().meta.region_name == "eu-west-3"
         storage.write_text(f"{root}/file", "x")
         assert storage.read_text(f"{root}/file") == "x"
 
@@ -247,6 +305,74 @@ def test_an_upload_killed_midway_leaves_what_was_there(s3, root, faults, small_p
     assert storage.listdir(root) == ["large"]
 
 
+def unfinished_uploads(s3, root):
+    """Uploads below the root that have begun and neither ended nor been given up."""
+    bucket, _, prefix = root.removeprefix("s3://").partition("/")
+    return s3.client.list_multipart_uploads(Bucket=bucket, Prefix=prefix).get("Uploads", [])
+
+
+@pytest.mark.parametrize("failing", [r"PUT .*partNumber=2", r"POST .*uploadId="])
+def test_an_upload_that_fails_leaves_no_parts(failing, s3, root, faults, small_parts):
+    storage.write_bytes(f"{root}/large", b"before")
+    refusal = faults.add(Fault("status", failing, status=403, code="AccessDenied"))
+    with pytest.raises(PermissionError, match=r"/large: S3 refuses access .*AccessDenied"):
+        storage.write_bytes(f"{root}/large", DATA * 4)
+    assert refusal.hits == 1
+    assert unfinished_uploads(s3, root) == []
+    assert storage.read_bytes(f"{root}/large") == b"before"
+
+
+def test_an_upload_that_is_interrupted_leaves_no_parts(s3, root, small_parts, monkeypatch):
+    def interrupt(*_):
+        assert len(unfinished_uploads(s3, root)) == 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(client._Upload, "_complete", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        storage.write_bytes(f"{root}/large", DATA * 4)
+    assert unfinished_uploads(s3, root) == []
+    assert not storage.exists(f"{root}/large")
+
+
+def test_parts_that_can_t_be_deleted_are_spoken_of(s3, root, faults, small_parts, caplog):
+    faults.add(Fault("status", "PUT|DELETE", status=403, code="AccessDenied"))
+    with pytest.raises(PermissionError, match="UploadPart"):
+        storage.write_bytes(f"{root}/large", DATA * 4)
+    assert re.search(r"parts of an upload that failed may stay .*/large: S3 refuses access .*AbortMulti", caplog.text)
+    assert len(unfinished_uploads(s3, root)) == 1
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["done", "given up"])
+def test_a_lost_reply_to_the_end_of_an_upload(own, root, faults, small_parts):
+    """The next attempt hears that there is no such upload, from many servers, whether it is done or was given up."""
+    storage.write_bytes(f"{root}/large", b"another's")
+    if own:
+        faults.add(Fault("reset", "POST .*uploadId=", times=1, at=0))
+    faults.add(Fault("status", "POST .*uploadId=", status=404, code="NoSuchUpload"))
+    if own:
+        storage.write_bytes(f"{root}/large", DATA * 4)
+        assert [fault.hits for fault in faults.faults] == [1, 1]
+    else:
+        with pytest.raises(OSError, match=r"/large: S3 failed \(the upload was ended by somebody else"):
+            storage.write_bytes(f"{root}/large", DATA * 4)
+    assert storage.read_bytes(f"{root}/large") == (DATA * 4 if own else b"another's")
+
+
+def test_parts_grow_where_there_would_be_too_many(s3, root, bucket, small_parts, monkeypatch):
+    monkeypatch.setattr(client, "MOST_PARTS", 2)
+    storage.write_bytes(f"{root}/large", DATA * 4)
+    etag = s3.client.head_object(Bucket=bucket, Key=f"{storage.name_of(root)}/large")["ETag"]
+    assert etag.strip('"').endswith("-2")
+    assert storage.read_bytes(f"{root}/large") == DATA * 4
+
+
+def test_a_server_may_take_longer_for_writes_than_between_bytes_of_a_reply(root, faults, monkeypatch):
+    monkeypatch.setattr(client, "READ_TIMEOUT_S", 0.3)
+    faults.add(Fault("stall", "PUT", seconds=1.0))
+    storage.write_bytes(f"{root}/object", DATA)
+    assert len(faults.requests) == 1
+
+
 @pytest.mark.parametrize(
     "fault",
     [
@@ -257,7 +383,7 @@ def test_an_upload_killed_midway_leaves_what_was_there(s3, root, faults, small_p
     ],
     ids=lambda fault: f"{fault.kind}-{fault.status}",
 )
-def test_writes_outlast_disturbances(fault, root, faults, hasty):
+def test_writes_outlast_transient_errors(fault, root, faults, hasty):
     faults.add(fault)
     storage.write_bytes(f"{root}/object", DATA)
     assert fault.hits == fault.times
@@ -273,14 +399,14 @@ def test_a_part_that_fails_is_sent_again_alone(root, faults, small_parts):
     assert storage.read_bytes(f"{root}/large") == DATA * 4
 
 
-def test_a_failed_write_leaves_what_was_there(disturbed, faults, hasty):
+def test_a_failed_write_leaves_what_was_there(proxied, faults, hasty):
     faults.add(Fault("status", "PUT", status=500, code="InternalError"))
     with pytest.raises(OSError, match=r"folder/object: S3 failed \(.*InternalError"):
-        storage.write_bytes(disturbed, b"new", patience_s=0.3)
-    assert storage.read_bytes(disturbed) == DATA
+        storage.write_bytes(proxied, b"new", retry_s=0.3)
+    assert storage.read_bytes(proxied) == DATA
 
 
-# --- reads through disturbances
+# --- reads through transient errors
 
 
 @pytest.mark.parametrize(
@@ -298,9 +424,9 @@ def test_a_failed_write_leaves_what_was_there(disturbed, faults, hasty):
     ],
     ids=lambda value: f"{value.kind}-{value.at or value.status}" if isinstance(value, Fault) else "",
 )
-def test_reads_outlast_disturbances_and_ask_for_what_is_missing_alone(fault, resumed_at, disturbed, faults, hasty):
+def test_reads_outlast_transient_errors_and_ask_for_what_is_missing_alone(fault, resumed_at, proxied, faults, hasty):
     faults.add(fault)
-    assert read_through(disturbed) == DATA
+    assert read_through(proxied) == DATA
     assert fault.hits == fault.times
     starts = first_bytes(faults)
     assert len(starts) == fault.hits + 1
@@ -308,13 +434,13 @@ def test_reads_outlast_disturbances_and_ask_for_what_is_missing_alone(fault, res
     assert (starts[-1] > MIDDLE - client.CHUNK) if resumed_at else (starts[-1] == 0)
 
 
-def test_a_small_file_is_read_the_same_way(disturbed, faults, hasty):
+def test_a_small_file_is_read_the_same_way(proxied, faults, hasty):
     faults.add(Fault("truncate", times=2, at=MIDDLE))
-    assert storage.read_bytes(disturbed) == DATA
+    assert storage.read_bytes(proxied) == DATA
     assert len(first_bytes(faults)) == 2 + (SIZE - MIDDLE > MIDDLE)
 
 
-def test_many_disturbances_in_a_row(disturbed, faults, hasty):
+def test_many_transient_errors_in_a_row(proxied, faults, hasty):
     faults.reset(seed=2)
     kinds = [
         Fault("status", probability=0.2),
@@ -325,35 +451,34 @@ def test_many_disturbances_in_a_row(disturbed, faults, hasty):
     for fault in kinds:
         faults.add(fault)
     for _ in range(10):
-        assert read_through(disturbed) == DATA
+        assert read_through(proxied) == DATA
     assert all(fault.hits for fault in kinds)
 
 
-def test_a_slow_body_is_no_failure(disturbed, faults, hasty):
+def test_a_slow_body_is_no_failure(proxied, faults, hasty):
     faults.add(Fault("rate", bytes_per_s=5e6))
-    assert read_through(disturbed, patience_s=0.4) == DATA
+    assert read_through(proxied, retry_s=0.4) == DATA
     assert len(first_bytes(faults)) == 1
 
 
-def test_an_object_replaced_meanwhile_is_read_anew(disturbed, faults, monkeypatch):
+def test_an_object_replaced_meanwhile_is_read_anew(proxied, faults, monkeypatch):
     other = DATA[::-1]
     fault = faults.add(Fault("reset", times=1, at=MIDDLE))
-    attempt = client._Patience.wait
+    attempt = client.RetryBudget.wait
 
     def replace_then_wait(self, error):
         if fault.hits:
-            storage.write_bytes(disturbed, other)
-            monkeypatch.setattr(client._Patience, "wait", attempt)
+            storage.write_bytes(proxied, other)
+            monkeypatch.setattr(client.RetryBudget, "wait", attempt)
         attempt(self, error)
 
-    monkeypatch.setattr(client._Patience, "wait", replace_then_wait)
-    assert read_through(disturbed) == other
+    monkeypatch.setattr(client.RetryBudget, "wait", replace_then_wait)
+    assert read_through(proxied) == other
 
 
 def test_connections_are_used_again(url, s3):
-    client.client_of(os.getpid())
     opened = []
-    manager = client.client_of(os.getpid())._endpoint.http_session._manager
+    manager = client._client()._endpoint.http_session._manager
     for _ in range(5):
         read_through(url)
         opened = [manager.pools[key].num_connections for key in manager.pools.keys()]  # noqa: SIM118
@@ -363,16 +488,16 @@ def test_connections_are_used_again(url, s3):
 # --- failures
 
 
-def test_silence_beyond_patience_names_the_url_and_what_to_check(disturbed, faults, hasty):
+def test_a_timeout_beyond_the_retry_budget_names_the_url_and_what_to_check(proxied, faults, hasty):
     faults.add(Fault("stall", at=MIDDLE, seconds=1.5))
     with pytest.raises(TimeoutError, match=r"folder/object: S3 cannot be reached .* check AWS_ENDPOINT_URL"):
-        read_through(disturbed, patience_s=0.2)
+        read_through(proxied, retry_s=0.2)
 
 
-def test_errors_that_stay_are_raised_in_the_end(disturbed, faults, hasty):
+def test_errors_that_stay_are_raised_in_the_end(proxied, faults, hasty):
     faults.add(Fault("status", status=503))
     with pytest.raises(OSError, match=r"folder/object: S3 failed \(.*SlowDown"):
-        read_through(disturbed, patience_s=3.0)
+        read_through(proxied, retry_s=3.0)
     assert len(faults.requests) >= 2
 
 
@@ -395,11 +520,11 @@ def test_missing_things_are_not_asked_for_twice(path, error, message, root, faul
 def operations(url):
     """All that storage does with a URL."""
     return {
-        "read_into": lambda: read_through(url, 10, patience_s=client.BRIEF_PATIENCE_S),
-        "read_bytes": lambda: storage.read_bytes(url, patience_s=client.BRIEF_PATIENCE_S),
+        "read_into": lambda: read_through(url, 10, retry_s=client.BRIEF_RETRY_S),
+        "read_bytes": lambda: storage.read_bytes(url, retry_s=client.BRIEF_RETRY_S),
         "exists": lambda: storage.exists(url),
         "listdir": lambda: storage.listdir(url),
-        "write": lambda: storage.write_bytes(url, b"x", patience_s=client.BRIEF_PATIENCE_S),
+        "write": lambda: storage.write_bytes(url, b"x", retry_s=client.BRIEF_RETRY_S),
         "delete": lambda: storage.delete(url),
         "delete_folder": lambda: storage.delete_folder(url),
     }
@@ -456,9 +581,9 @@ def test_no_message_shows_a_secret(url, s3, monkeypatch):
 # --- the proxy itself
 
 
-def test_a_flipped_bit_gets_through(disturbed, faults):
+def test_a_flipped_bit_gets_through(proxied, faults):
     """S3 over HTTP does not notice it: who needs to know compares checksums."""
     faults.add(Fault("flip", times=1, at=MIDDLE))
-    got = read_through(disturbed)
+    got = read_through(proxied)
     assert [i for i in range(SIZE) if got[i] != DATA[i]] == [MIDDLE]
-    assert read_through(disturbed) == DATA
+    assert read_through(proxied) == DATA
