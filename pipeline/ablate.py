@@ -7,10 +7,11 @@ python pipeline/ablate.py --config lol_v1 --data.url lol_v1/shards --arms no-mir
 from pipeline import storage, terminal
 from pipeline.launch import ablation, many
 from pipeline.reporting.comparison import chosen_table
-from pipeline.reporting.report import REPORT, write_report
+from pipeline.reporting.run_report import REPORT, write_report
 from pipeline.run.history import Run, arms
 from pipeline.settings.command_line import argument_parser, user_errors
-from pipeline.settings.config import Config, parse_config
+from pipeline.settings.config import Config
+from pipeline.settings.files import parse_config
 
 
 def main() -> None:
@@ -40,7 +41,7 @@ def main() -> None:
         trained = [Run.load(config.run.url) for config in configs]
         page = storage.join(base.run.url, REPORT)
         write_report(trained, page)
-        terminal.say(f"\n{chosen_table(arms(trained), base.checkpoint.split)}\n\nreport: {page}")
+        terminal.log(f"\n{chosen_table(arms(trained), base.checkpoint.split)}\n\nreport: {page}")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ python pipeline/darken.py --source photographs --out pairs --variants 3
 python pipeline/darken.py --source photographs --out pairs --max-side 1024 --camera.most-stops 6
 """
 
-from pipeline.packing.darkening import DarkenSettings, darken_folder
+from pipeline.packing.darkening import darken_folder
 from pipeline.settings.command_line import parse_settings, user_errors
+from pipeline.settings.darkening import DarkenSettings
 
 
 def main() -> None:

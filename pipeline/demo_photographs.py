@@ -4,8 +4,9 @@ python pipeline/demo_photographs.py --out photographs
 python pipeline/demo_photographs.py --out ~/photographs
 """
 
-from pipeline.packing.photographs import PhotographSettings, export_photographs
+from pipeline.packing.photographs import export_photographs
 from pipeline.settings.command_line import parse_settings, user_errors
+from pipeline.settings.darkening import PhotographSettings
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
-"""A job that is asked to make way ends soon, keeps its place, and says so by a status of its own.
+"""Graceful shutdown: a job that is asked to stop writes a checkpoint, and ends soon, with a status of its own.
 
 SIGTERM or Ctrl-C to the driver -> a mark in Ray's key-value store, which all processes of the job can see
     -> workers write a checkpoint and return; scoring is left for later; no further run begins
-    -> the driver exits with STATUS, and the same command continues
+    -> the driver exits with STATUS, and the same command resumes
 """
 
 import os
@@ -25,16 +25,16 @@ KEYBOARD_STATUS = 128 + signal.SIGINT  # what shells say of a command that Ctrl-
 PARTING_S = 0.5
 
 Result = TypeVar("Result")
-_listens = False  # whether this process is a driver that makes way
+_listens = False  # whether this process is a driver that shuts down gracefully
 
 
 class JobInterruptedError(Exception):
-    """The job was asked to make way; the same command continues."""
+    """The job was asked to stop; the same command resumes it."""
 
 
 @contextmanager
-def made_way_for() -> Iterator[None]:
-    """Within, on a driver that Ray knows, SIGTERM and Ctrl-C ask the job to make way; Ctrl-C again ends it at once.
+def graceful_shutdown() -> Iterator[None]:
+    """Within, on a driver that Ray knows, SIGTERM and Ctrl-C ask the job to stop; Ctrl-C again ends it at once.
 
     Exits with ``STATUS`` when the body gave up for it.
     """
@@ -51,7 +51,7 @@ def made_way_for() -> Iterator[None]:
             os._exit(KEYBOARD_STATUS)  # what this process has started ends with it
         is_asked = is_asked or by_hand
         # in a thread, for this one may be in the middle of a call of Ray, or of writing a line
-        Thread(target=_make_way, args=[by_hand]).start()
+        Thread(target=_begin_shutdown, args=[by_hand]).start()
 
     # a command in a shell's background ignores Ctrl-C, which is meant for another
     numbers = [each for each in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(each) is not signal.SIG_IGN]
@@ -60,7 +60,7 @@ def made_way_for() -> Iterator[None]:
     try:
         yield
     except JobInterruptedError:
-        terminal.say("interrupted: the same command continues")
+        terminal.log("interrupted; run the same command again to resume")
         sys.exit(STATUS)
     finally:
         _listens = False
@@ -68,7 +68,7 @@ def made_way_for() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def shielded(call: Callable[[], Result]) -> Result:
+def run_shielded(call: Callable[[], Result]) -> Result:
     """Call what would take Ctrl-C for itself in a driver's main thread, as Ray Train does, and return what it returns.
 
     In a Ray task, whose cancelling comes to Ray Train in the same way, it is left as it is.
@@ -80,24 +80,24 @@ def shielded(call: Callable[[], Result]) -> Result:
 
 
 def request() -> None:
-    """Ask this process's job to make way."""
+    """Ask this process's job to stop."""
     _internal_kv_put(_key(), b"")
 
 
 def requested() -> bool:
-    """Whether this process's job is asked to make way; costs a call to Ray's head."""
+    """Whether this process's job is asked to stop; costs a call to Ray's head."""
     return _internal_kv_initialized() and bool(_internal_kv_exists(_key()))
 
 
 def check() -> None:
-    """``JobInterruptedError`` when this process's job is asked to make way."""
+    """``JobInterruptedError`` when this process's job is asked to stop."""
     if requested():
         raise JobInterruptedError
 
 
-def _make_way(by_hand: bool) -> None:
+def _begin_shutdown(by_hand: bool) -> None:
     if by_hand:
-        terminal.say("stopping as soon as the place is kept; Ctrl-C again ends at once")
+        terminal.log("stopping after the next checkpoint; Ctrl-C again ends at once")
     request()
 
 

@@ -5,7 +5,7 @@ python pipeline/report.py ~/iaml-runs/lol_v1 ~/iaml-runs/half --out comparison.h
 """
 
 from pipeline import storage
-from pipeline.reporting.report import REPORT, write_report
+from pipeline.reporting.run_report import REPORT, write_report
 from pipeline.run.history import Run
 from pipeline.settings.command_line import argument_parser, user_errors
 

@@ -1,7 +1,7 @@
-"""What Prometheus is told of a run: how it comes along, how each worker's data flow, what its checkpoints score.
+"""The metrics of a run for Prometheus: how it comes along, how each worker's data flow, what its checkpoints score.
 
-Each process tells the metrics agent that Ray runs on its node, which Prometheus asks; Ray puts ``ray_`` before the
-names. A gauge shows its last value for as long as its process lives, a counter stays. Without Ray, nothing comes of it.
+Each process hands them to the metrics agent that Ray runs on its node, which Prometheus asks; Ray puts ``ray_`` before
+the names. A gauge shows its last value for as long as its process lives, a counter stays. Without Ray, nothing happens.
 """
 
 import re
@@ -59,7 +59,7 @@ METRICS = {
 
 
 class Telemetry:
-    """Tells Prometheus the numbers of ``METRICS``, all under the same ``tags``.
+    """Records the numbers of ``METRICS``, all under the same ``tags``.
 
     A number that is not among them, such as a new term of the loss, is a gauge of its own name.
     """
@@ -68,8 +68,8 @@ class Telemetry:
         self._tags = tags
         self._counted: dict[str, float] = defaultdict(float)
 
-    def tell(self, values: Mapping[str, float]) -> None:
-        """Tell the present values; of a counter its total so far, from 0 on."""
+    def record(self, values: Mapping[str, float]) -> None:
+        """Record the present values; of a counter its total so far, from 0 on."""
         for name, value in values.items():
             metric = METRICS.get(name) or self._unknown(name)
             if metric.kind == "gauge":
@@ -110,7 +110,7 @@ def _repeat() -> None:
 
 @cache
 def _instrument(metric: Metric) -> Any:
-    from ray.util.metrics import Counter, Gauge  # takes a while, and commands that tell nothing do without
+    from ray.util.metrics import Counter, Gauge  # takes a while, and commands without metrics do without
 
     kind = Gauge if metric.kind == "gauge" else Counter
     return kind(metric.name, metric.description, metric.tags)

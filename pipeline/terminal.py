@@ -29,10 +29,11 @@ UPLOAD_S = 60.0
 QUIET_S, LONGEST_S = 0.3, 3.0  # without a line, and in all, until it is taken that no more will come
 PLAIN_S = 30.0  # between two lines of a bar in a log
 HANDLER = "iaml"
+NAMES_SHOWN = 20
 COLUMNS = 80  # of a terminal that does not say
 
 
-def say(text: str, *, live: str | None = None, score: str | None = None) -> None:
+def log(text: str, *, live: str | None = None, score: str | None = None) -> None:
     """Show lines at once: in a worker, on its driver's terminal.
 
     Args:
@@ -41,7 +42,7 @@ def say(text: str, *, live: str | None = None, score: str | None = None) -> None
         score: what that line calls the last score from now on.
     """
     if _screen:
-        _screen.say(text, live, score)
+        _screen.log(text, live, score)
         return
     extra = json.dumps({"live": live, "score": score}) if _is_worker() else ""
     for line in text.split("\n"):
@@ -51,9 +52,9 @@ def say(text: str, *, live: str | None = None, score: str | None = None) -> None
 
 
 @functools.cache
-def say_once(text: str) -> None:
+def log_once(text: str) -> None:
     """Say what a process would otherwise say each time that it comes upon it."""
-    say(text)
+    log(text)
 
 
 def bar(iterable: Iterable[Any] | None = None, *, title: str, total: int, unit: str, hidden: bool = False) -> Any:
@@ -128,7 +129,7 @@ def relay(*, shown: bool = True) -> Iterator[None]:
         is_autoscaler = batch["pid"] == "autoscaler"  # which prints all it knows every few seconds, some events apart
         for line in filter_autoscaler_events(batch["lines"]) if is_autoscaler else batch["lines"]:
             text, _, extra = line.partition(MARK)
-            screen.log.write(f"({source.strip()}) {text}")
+            screen.file.write(f"({source.strip()}) {text}")
             if extra and shown:
                 with suppress(ValueError):  # Ray may have read half a line
                     screen.show(text, **json.loads(extra))
@@ -144,6 +145,13 @@ def relay(*, shown: bool = True) -> Iterator[None]:
         dispatcher.remove_handler(HANDLER)
 
 
+def bullet_list(names: Iterable[str]) -> str:
+    """The first names, one indented line each, and how many more there are."""
+    lines = [f"  {name}" for name in names]
+    more = len(lines) - NAMES_SHOWN
+    return "\n".join(lines[:NAMES_SHOWN] + ([f"  ... and {more} more"] if more > 0 else []))
+
+
 def hang_up() -> None:
     """Leave a terminal whose process is about to end without further ado as a shell wants to find it."""
     if _screen:
@@ -155,15 +163,15 @@ class _Screen:
 
     def __init__(self, out: TextIO, errors: TextIO, log: "_Log") -> None:
         self.errors = errors
-        self.log = log
+        self.file = log
         self._out = out
         self._is_live = out.isatty() and os.environ.get("TERM") != "dumb"
         self._live = self._score = ""
         self._lock = threading.RLock()  # of a signal's handler as well
 
-    def say(self, text: str, live: str | None, score: str | None) -> None:
+    def log(self, text: str, live: str | None, score: str | None) -> None:
         for line in text.split("\n"):
-            self.log.write(line)
+            self.file.write(line)
         self.show(text, live, score)
 
     def show(self, text: str, live: str | None, score: str | None) -> None:

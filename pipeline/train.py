@@ -5,16 +5,18 @@ python pipeline/train.py --config lol_v1 --data.url lol_v1/shards --run.name hal
 """
 
 import sys
-import uuid
 
 from pipeline import storage, terminal
-from pipeline.launch import capacity, trainer
-from pipeline.launch.provenance import find_start
-from pipeline.reporting.report import REPORT, write_report
-from pipeline.run import history, lease
+from pipeline.launch import capacity, cluster, preflight, trainer
+from pipeline.launch.dry_run import throwaway_run
+from pipeline.launch.provenance import collect_provenance, find_initial_weights
+from pipeline.reporting.run_report import REPORT, write_report
+from pipeline.reporting.tables import run_table
+from pipeline.run import history, lease, record
 from pipeline.run.history import Run
 from pipeline.settings.command_line import argument_parser, user_errors
-from pipeline.settings.config import Config, parse_config
+from pipeline.settings.config import Config
+from pipeline.settings.files import parse_config
 
 DRY_RUN_STEPS = 2
 
@@ -35,18 +37,18 @@ def main() -> None:
 
 
 def run(config: Config, log: str | None) -> None:
-    """Train until every step is done and every checkpoint scored; for the log see ``trainer.cluster``."""
-    manifests = trainer.check_data(config)
-    provenance = trainer.provenance_of(manifests, find_start(config))
-    trainer.check_run(config, provenance)
+    """Train until every step is done and every checkpoint scored; for the log see ``cluster.session``."""
+    manifests = preflight.check_data(config)
+    provenance = collect_provenance(manifests, find_initial_weights(config))
+    record.check_run(config, provenance)
     if history.is_finished(config.run.url, config.train.steps):
-        terminal.say(f"{config.run.url}: all {config.train.steps} steps are done and every checkpoint is scored")
+        terminal.log(f"{config.run.url}: all {config.train.steps} steps are done and every checkpoint is scored")
         return
-    lpips = trainer.check_scores(config.evaluation, config.checkpoint.metric)
-    with lease.hold(config.run.url) as lease_id, trainer.cluster(capacity.cpus_needed(config), log):
-        config = capacity.with_devices(config, manifests)
-        terminal.say(config.to_yaml())
-        trainer.check_cluster(config, manifests)
+    lpips = preflight.check_scores(config.evaluation, config.checkpoint.metric)
+    with lease.hold(config.run.url) as lease_id, cluster.session(capacity.cpus_needed(config), log):
+        config = capacity.choose_devices(config, manifests)
+        terminal.log(config.to_yaml())
+        preflight.check_cluster(config, manifests)
         try:
             trainer.train(config, manifests, provenance, lpips, lease_id)
         except trainer.TrainingStoppedError as reason:
@@ -58,22 +60,14 @@ def show(config: Config) -> None:
     finished = Run.load(config.run.url)
     page = storage.join(finished.url, REPORT)
     write_report([finished], page)
-    terminal.say(f"\n{finished.table(config.checkpoint.split)}\n\nreport: {page}")
+    terminal.log(f"\n{run_table(finished, config.checkpoint.split)}\n\nreport: {page}")
 
 
 def dry_run(config: Config) -> None:
-    """Run two steps under a name that no other run can have, and delete that run afterwards."""
-    settings = config.model_dump(mode="json")
-    settings["run"]["name"] = f"dry-run-{config.run.name}-{uuid.uuid4().hex}"
-    settings["train"].update(steps=DRY_RUN_STEPS, log_every=1)
-    settings["optimizer"]["warmup_steps"] = 0
-    short = Config.model_validate(settings)
-    storage.check_writable(short.run.storage)
-    try:
+    """Take two steps in a run of their own, which is deleted afterwards."""
+    with throwaway_run(config, DRY_RUN_STEPS) as short:
         run(short, log=None)
-    finally:
-        storage.delete_folder(short.run.url)
-    terminal.say(f"dry run passed: data, storage and resources serve; {DRY_RUN_STEPS} steps ran and were scored")
+    terminal.log(f"dry run passed: data, storage and resources serve; {DRY_RUN_STEPS} steps ran and were scored")
 
 
 if __name__ == "__main__":

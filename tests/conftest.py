@@ -99,7 +99,7 @@ def trained(command: Command, shards: str, tmp_path_factory: pytest.TempPathFact
         "--train.global-batch": "8",
         "--checkpoint.every": "12",
         "--run.workers": "2",
-        "--run.storage": str(storage),
+        "--run.root": str(storage),
         "--run.name": "small",
     }
     arguments = options(**changes)

@@ -145,7 +145,7 @@ def test_evaluate_compares_runs_checkpoints_and_pictures(scored_on_test, command
     output = command("pipeline/evaluate.py", *arguments)
     number = r"[+-]\d+\.\d+"
     named = f"{run.name}/checkpoint-00000036", f"{tmp_path.name}/best"
-    shown = [re.search(rf"^{name} minus the first +({number} \[{number}, {number}\])", output, re.M) for name in named]
+    shown = [re.search(rf"^{name} - reference +({number} \[{number}, {number}\])", output, re.M) for name in named]
     assert shown[0] and shown[1] and shown[0][1] == shown[1][1]
     assert re.search(rf"^{tmp_path.name} +inf +1\.0000 +0\.0000$", output, re.MULTILINE)
     assert set(pd.read_parquet(out)["method"]) == {"input", "gamma", "student", "averaged", "images"}
@@ -161,7 +161,7 @@ def test_evaluate_compares_runs_checkpoints_and_pictures(scored_on_test, command
 
 @pytest.mark.slow
 def test_ablations_end_in_a_table_of_arms_over_seeds(command, shards, tmp_path):
-    changes = {"--data.url": shards, "--run.storage": str(tmp_path), "--run.name": "arms"}
+    changes = {"--data.url": shards, "--run.root": str(tmp_path), "--run.name": "arms"}
     arguments = [*options(**changes), "--arms", "no-mirror", "--seeds", "7", "--at-once", "2"]
     output = command("pipeline/ablate.py", *arguments)
     for arm in ("reference", "mirror_weight 0.0"):
@@ -179,7 +179,7 @@ def test_ablations_end_in_a_table_of_arms_over_seeds(command, shards, tmp_path):
 
 def test_dry_run_checks_everything_and_leaves_nothing(command, shards, tmp_path):
     """On a Ray of its own, beside the session's: processes that looked for one would find several."""
-    arguments = options(**{"--data.url": shards, "--run.storage": str(tmp_path), "--run.name": "dry"})
+    arguments = options(**{"--data.url": shards, "--run.root": str(tmp_path), "--run.name": "dry"})
     storage.write_text(str(tmp_path / "dry-run-dry/notes"), "a run of the user's")
     output = command.without_cluster()("pipeline/train.py", *arguments, "--dry-run")
     assert "step 2/2" in output and "dry run passed" in output
@@ -195,7 +195,7 @@ def test_a_damaged_shard_stops_the_run_with_its_name_and_reason(command, shards,
     shutil.copytree(shards, damaged)
     with (damaged / "train-000001.tar").open("r+b") as file:
         file.truncate(5000)
-    changes = {"--data.url": str(damaged), "--run.storage": str(tmp_path), "--run.name": "bad"}
+    changes = {"--data.url": str(damaged), "--run.root": str(tmp_path), "--run.name": "bad"}
     changes["--run.max-failures"] = "1"
     output = command("pipeline/train.py", *options(**changes), status=1)
     assert re.search(rf"^training stopped: {damaged}: train-000001.tar: has not the \d+ bytes", output, re.MULTILINE)
@@ -214,12 +214,12 @@ def test_a_damaged_shard_stops_the_run_with_its_name_and_reason(command, shards,
     ],
 )
 def test_mistakes_end_before_ray_starts(refusal, s3, shards, tmp_path, changes, message):
-    arguments = options(**{"--data.url": shards, "--run.storage": str(tmp_path), "--run.name": "bad"} | changes)
+    arguments = options(**{"--data.url": shards, "--run.root": str(tmp_path), "--run.name": "bad"} | changes)
     assert message in refusal(train, *arguments)
 
 
 def test_a_run_too_large_for_the_cluster_ends_before_workers_start(command, shards, tmp_path):
-    changes = {"--run.workers": "64", "--train.global-batch": "64", "--run.storage": str(tmp_path)}
+    changes = {"--run.workers": "64", "--train.global-batch": "64", "--run.root": str(tmp_path)}
     output = command("pipeline/train.py", *options(**{"--data.url": shards} | changes), status=2, timeout_s=120)
     assert "the run needs 65 CPUs, the Ray cluster has 8" in output
     assert "RayTrainWorker" not in output
@@ -234,7 +234,7 @@ def test_held_out_images_among_the_training_ones_are_refused(refusal, command, t
     leak = str(tmp_path / "leak/shards")
     packing = command("pipeline/pack.py", "--source", str(tmp_path / "leak/source"), "--out", leak)
     assert "training pairs show a scene of the test split" in packing
-    arguments = options(**{"--data.url": leak, "--run.storage": str(tmp_path), "--run.name": "leak"})
+    arguments = options(**{"--data.url": leak, "--run.root": str(tmp_path), "--run.name": "leak"})
     assert "test-9 (test) is train-0" in refusal(train, *arguments)
 
 
@@ -253,7 +253,7 @@ def test_ray_job_submit_runs_a_clone_that_is_not_installed(command, shards, tmp_
     shutil.copy(clone / "pipeline/settings/presets/demo.yaml", clone / "pipeline/settings/presets/of_the_clone.yaml")
     with (clone / "pipeline/training/monitor.py").open("a") as file:
         file.write('\nMETRICS = "metrics-of-the-clone.jsonl"\n')
-    changes = {"--config": "of_the_clone", "--data.url": shards, "--run.storage": str(tmp_path), "--run.name": "job"}
+    changes = {"--config": "of_the_clone", "--data.url": shards, "--run.root": str(tmp_path), "--run.name": "job"}
     output = command.submit(clone, "pipeline/train.py", *options(**changes))
     assert re.search(r"Job '\w+' succeeded", output)
     assert re.search(r"^student +\d", output, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Runs that are killed, asked to make way, or lose a node go on where they were."""
+"""Runs that are killed, asked to stop, or lose a node go on where they were."""
 
 import os
 import re
@@ -56,7 +56,7 @@ def assert_no_trace(torn, whole):
     lines = [storage.read_text(f"{run}/metrics.jsonl").splitlines() for run in (whole, torn)]
     without_rate = [[re.sub(r'"images_per_s": [\d.]+', "", line) for line in run] for run in lines]
     assert without_rate[0] == without_rate[1]
-    assert history.unscored(torn) == []
+    assert history.unscored_checkpoints(torn) == []
     tables = [scores.read_run(run).query("metric != 'lpips' and step == 48") for run in (str(whole), torn)]
     pd.testing.assert_frame_equal(*(table.reset_index(drop=True) for table in tables))
 
@@ -66,13 +66,13 @@ def test_a_killed_worker_leaves_no_trace_nor_does_s3(trained, command, shards, s
     bucket = s3.make_bucket()
     torn = f"{bucket}/runs/small"
     storage.upload_folder(Path(shards), f"{bucket}/set")
-    arguments = [*arguments, "--data.url", f"{bucket}/set", "--run.storage", f"{bucket}/runs"]
+    arguments = [*arguments, "--data.url", f"{bucket}/set", "--run.root", f"{bucket}/runs"]
     arguments += ["--data.cache", str(tmp_path), "--evaluation.lpips", "none"]
     process = command.start("pipeline/train.py", *arguments)
     at_step(process, 13, lambda: training_worker(command.head).kill())
     output = process.communicate(timeout=200)[0]
     assert process.returncode == 0, output
-    assert re.search(rf"continuing from {torn}/checkpoint-000000(12|24) at step \1", output)
+    assert re.search(rf"resuming from {torn}/checkpoint-000000(12|24) at step \1", output)
     assert f"report: {torn}/report.html" in output
     assert list(tmp_path.rglob("*.tar")) and list(tmp_path.rglob("*.pixels"))
     assert_no_trace(torn, whole)
@@ -85,22 +85,22 @@ def test_ctrl_c_and_a_killed_driver_and_lost_and_damaged_checkpoints_leave_no_tr
     arguments = [*arguments, "--run.name", "torn", "--evaluation.lpips", "none"]
     process = command.start("pipeline/train.py", *arguments)
     at_step(process, 25, lambda: ask_to_make_way(process, training_worker(command.head)))
-    assert "interrupted: the same command continues" in process.communicate(timeout=60)[0]
+    assert "interrupted; run the same command again to resume" in process.communicate(timeout=60)[0]
     assert process.returncode == interruption.STATUS
 
     shutil.rmtree(torn / "checkpoint-00000012")  # which Ray's own list, read again, would insist on
     process = command.start("pipeline/train.py", *arguments)
     output = at_step(process, 37, process.kill)
     process.wait(30)
-    kept = re.search(rf"continuing from {torn}/interim-000000(\d\d) at step \1", output)
+    kept = re.search(rf"resuming from {torn}/interim-000000(\d\d) at step \1", output)
     assert kept and int(kept[1]) > 24
     assert not (torn / "checkpoint-00000048").exists()
     time.sleep(2)  # Ray notices that the driver is gone and ends its workers
     damaged = torn / "checkpoint-00000036/optimizer.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
     output = command("pipeline/train.py", *arguments)
-    assert f"{damaged}: is damaged, its SHA-256 is not that of state.json; this checkpoint is passed over" in output
-    assert f"continuing from {torn}/checkpoint-00000024 at step 24" in output
+    assert f"{damaged}: is damaged, its SHA-256 is not that of state.json; this checkpoint is skipped" in output
+    assert f"resuming from {torn}/checkpoint-00000024 at step 24" in output
     assert_no_trace(str(torn), whole)
     # the drivers ended with checkpoints that were not scored yet; what was written out of turn is not scored at all
     assert sorted(scores.read_run(str(torn))["step"].unique()) == [24, 36, 48]
@@ -111,7 +111,7 @@ def own_ray(command, shards, folder, name, **changes):
     environment = command.without_cluster().environment
     changes = {
         "--data.url": shards,
-        "--run.storage": str(folder),
+        "--run.root": str(folder),
         "--run.name": name,
         "--train.steps": "2000",
     } | changes
@@ -127,13 +127,13 @@ def test_ctrl_c_at_a_terminal_reaches_all_processes_of_a_ray_of_ones_own_and_the
     user.wait_for(r"step 10/2000")
     user.press_ctrl_c()
     assert user.end() == interruption.STATUS, user.shown
-    assert user.left.endswith("\ninterrupted: the same command continues\n")
+    assert user.left.endswith("\ninterrupted; run the same command again to resume\n")
     (interim,) = tmp_path.glob("run/interim-*")
     # the session's Ray runs as well; processes that look for one find two
     log = (tmp_path / "run/log.txt").read_text()
     assert "real_accelerator.py" in log and "multiple active Ray instances" not in log
     again = own_ray(command, shards, tmp_path, "run")
-    again.wait_for(rf"continuing from {interim} at step {int(interim.name[-8:])}")
+    again.wait_for(rf"resuming from {interim} at step {int(interim.name[-8:])}")
     again.press_ctrl_c()
     again.wait_for("Ctrl-C again ends at once")
     began = time.monotonic()
@@ -163,7 +163,7 @@ def test_a_node_that_says_it_will_go_has_a_checkpoint_written_first(command, dri
     monkeypatch.setitem(command.environment, "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
     node = command.head.add_node()
     wait_until(lambda: ray.cluster_resources()["CPU"] == 2 * CPUS)
-    changes = {"--data.url": shards, "--run.storage": str(tmp_path), "--run.name": "moved", "--train.steps": "1500"}
+    changes = {"--data.url": shards, "--run.root": str(tmp_path), "--run.name": "moved", "--train.steps": "1500"}
     changes |= {"--train.log-every": "50", "--checkpoint.every": "1500", "--evaluation.actors": "1"}
     changes |= {"--run.workers": "2", "--run.cpus-per-worker": str(CPUS - 1)}  # one on each node
     process = command.start("pipeline/train.py", *options(**changes))
@@ -176,7 +176,7 @@ def test_a_node_that_says_it_will_go_has_a_checkpoint_written_first(command, dri
     node = command.head.add_node()
     assert process.wait(200) == 0, "".join(lines)
     (interim,) = tmp_path.glob("moved/interim-*")
-    assert f"continuing from {interim} at step {int(interim.name[-8:])}" in "".join(lines)
+    assert f"resuming from {interim} at step {int(interim.name[-8:])}" in "".join(lines)
     assert (tmp_path / "moved/checkpoint-00001500/scores-dev.parquet").exists()
     os.killpg(node.pid, signal.SIGKILL)
 

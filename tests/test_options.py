@@ -34,12 +34,14 @@ from score_tables import make_run
 from pipeline import ablate, darken, demo_photographs, evaluate, pack
 from pipeline.data.manifest import load_manifest
 from pipeline.evaluation import pool as pools
-from pipeline.launch import ablation, trainer
+from pipeline.launch import ablation, cluster, preflight, scoring, trainer
 from pipeline.packing import packing
 from pipeline.packing import photographs as photographs_module
 from pipeline.run import checkpoint
 from pipeline.settings.command_line import argument_parser
-from pipeline.settings.config import Config, differences, parse_config
+from pipeline.settings.config import Config, differences
+from pipeline.settings.files import parse_config
+from pipeline.settings.packing import PackSettings
 from tune import space
 from tune.settings import SearchConfig
 
@@ -152,7 +154,7 @@ TRAINING = {
     "run.name": Case(
         "other", lambda base, run: run.folder.name == "other" and run.checkpoints == base.checkpoints, moves=False
     ),
-    "run.storage": Case(
+    "run.root": Case(
         "{elsewhere}",
         lambda base, run: run.folder.parent.name == "elsewhere" and run.checkpoints == base.checkpoints,
         moves=False,
@@ -285,7 +287,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for path in (root / "black/train").glob("*/*.png"):
         Image.new("RGB", (72, 48)).save(path)
     urls["black"] = str(root / "shards")
-    packing.pack(packing.PackSettings(source=root / "black", out=urls["black"]))
+    packing.pack(PackSettings(source=root / "black", out=urls["black"]))
     return urls | {name: str(root / name) for name in ("runs", "elsewhere", "cache")}
 
 
@@ -297,11 +299,11 @@ def base(folders: dict[str, str]) -> Training:
 
 def settings_of(changes: dict[str, str], folders: dict[str, str]) -> Config:
     """Those of a run of seconds, as the command reads them."""
-    usual = {"--data.url": "{usual}", "--run.storage": "{runs}", "--checkpoint.every": "1"}
+    usual = {"--data.url": "{usual}", "--run.root": "{runs}", "--checkpoint.every": "1"}
     words = [word.format(**folders) for name, value in (usual | changes).items() for word in (name, *value.split(" "))]
     argv = [*options(), *words]
     config, _ = parse_config(argument_parser(""), Config, argv)
-    trainer.check_data(config)
+    preflight.check_data(config)
     return config
 
 
@@ -344,7 +346,7 @@ def test_a_run_gives_up_after_as_many_failures_as_are_allowed(
     monkeypatch.setattr("pipeline.training.loop.train", fail)
     changes = {"--run.max-failures": "1", "--run.use-gpu": "false", "--run.name": "failing"}
     with pytest.raises(TrainingFailedError, match="the worker's node is gone"):
-        trainer.trainer(settings_of(changes, folders), {}, None, "none").fit()
+        trainer.make_trainer(settings_of(changes, folders), {}, None, "none").fit()
     assert (tmp_path / "starts").read_text().count("started") == 2
 
 
@@ -499,7 +501,7 @@ def test_options_of_scoring_pictures(
     pictures.mkdir()
     for path in (Path(shards).parent / "source/test/high").glob("*.png"):
         (pictures / path.name).write_bytes(path.read_bytes())
-    monkeypatch.setattr(trainer, "cluster", lambda cpus, log: nullcontext())
+    monkeypatch.setattr(cluster, "session", lambda cpus, log: nullcontext())
     asked: list[dict[str, float]] = []
     remote = ray.remote
     monkeypatch.setattr(pools.ray, "remote", lambda **asking: asked.append(asking) or remote(**asking))
@@ -527,8 +529,10 @@ def test_the_mean_of_the_last_is_of_as_many_as_are_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_run(tmp_path, {1: 40.0, 2: 30.0, 3: 21.0})
-    monkeypatch.setattr(evaluate, "load_data", lambda settings, found: None)
-    monkeypatch.setattr(evaluate, "evaluate", lambda settings, found, manifest: [each.table("dev") for each in found])
+    monkeypatch.setattr(scoring, "load_data", lambda settings, found: None)
+    monkeypatch.setattr(
+        scoring, "score_candidates", lambda settings, found, manifest: [each.table("dev") for each in found]
+    )
     call(evaluate, "--checkpoint", run, "--evaluation.last", "2")
     assert re.search(r"^  mean of last 2 +25\.50 ", capsys.readouterr().out, re.MULTILINE)
 
@@ -553,10 +557,10 @@ def test_ablations_and_trials_have_the_options_of_training(folders: dict[str, st
     reference, _ = ablation.configs_of(config, ["no-mirror"], [7])
     whole = {"scale_weights": None, "gamma": None, "ema_rate": None, "reduction": None, "learning_rate": (1e-4, 1e-1)}
     searched = SearchConfig.model_validate(config.model_dump() | {"search": whole})
-    trial = space.applied(searched, {}, "trial-0000", 7)
+    trial = space.run_settings(searched, {}, "trial-0000", 7)
     for run in (reference, trial):
         found = [name for name, _, _ in differences(config.model_dump(), run.model_dump())]
-        assert set(found) <= {"run.name", "run.storage", "run.seed", "evaluation.actors"} and run.run.seed == 7
+        assert set(found) <= {"run.name", "run.root", "run.seed", "evaluation.actors"} and run.run.seed == 7
 
 
 # --- is any without a case?
@@ -569,11 +573,6 @@ ELSEWHERE = {
         "test_states_how_many_steps_are_ready_ahead": ["train: data.ahead"],
     },
     "tests/pipeline/evaluation/test_pool.py": {
-        "test_the_pool_takes_what_is_free": [
-            "train: evaluation.actors",
-            "train: evaluation.cpus_per_actor",
-            "train: evaluation.gpus_per_actor",
-        ],
         "test_the_grid_shows_as_many_images_as_are_asked_for": [
             "train: evaluation.grid_images",
             "evaluate: evaluation.grid_images",
@@ -586,7 +585,7 @@ ELSEWHERE = {
         ],
         "test_ranks_by_the_metric_in_its_own_direction_and_puts_what_has_no_number_last": [
             "train: checkpoint.metric",
-            "train: checkpoint.weights",
+            "train: checkpoint.network",
         ],
         "test_the_first_protocol_ranks_and_the_test_split_does_not": ["train: evaluation.protocols"],
         "test_the_table_of_a_run_is_the_chosen_checkpoint_s_beside_the_mean_of_the_last": ["train: evaluation.last"],
@@ -599,13 +598,19 @@ ELSEWHERE = {
         ],
         "test_large_images_are_enhanced_in_tiles": ["train: evaluation.tile", "evaluate: evaluation.tile"],
     },
-    "tests/pipeline/settings/test_config.py": {
+    "tests/pipeline/settings/test_files.py": {
         "test_presets_build": ["train: config"],
     },
     "tests/pipeline/training/test_topology.py": {
         "test_ranks_are_packed_by_node_and_each_has_the_gpu_that_ray_gave_it": ["train: run.use_gpu"],
     },
     "tests/pipeline/launch/test_capacity.py": {
+        "test_actors_take_what_is_free": [
+            "train: evaluation.actors",
+            "train: evaluation.cpus_per_actor",
+            "train: evaluation.gpus_per_actor",
+        ],
+        "test_runs_at_the_same_time_are_as_many_as_are_asked_for": ["search: search.concurrent"],
         "test_what_fits_into_no_node_is_refused_rather_than_waited_for": ["train: run.cpus_per_worker"],
         "test_a_node_that_joins_is_waited_for": ["train: run.wait_s"],
     },
@@ -665,12 +670,11 @@ ELSEWHERE = {
         "test_no_more_trials_than_asked_for_however_they_ended": ["search: search.trials"],
         "test_of_two_objectives_the_front_comes_first_and_then_who_is_least_dominated": ["search: search.objectives"],
         "test_with_one_objective_it_is_successive_halving": ["search: search.reduction"],
-        "test_two_searches_share_a_database": ["search: search.storage"],
+        "test_two_searches_share_a_database": ["search: search.database"],
     },
     "tests/tune/test_trials.py": {
         "test_time_that_is_over_leaves_trials_to_go_on_another_time": ["search: search.hours"],
         "test_a_known_optimum_is_found_and_better_than_at_random": ["search: search.sampler"],
-        "test_trials_at_the_same_time_are_as_many_as_are_asked_for": ["search: search.concurrent"],
     },
 }
 REFERENCES = {option: (file, test) for file, tests in ELSEWHERE.items() for test in tests for option in tests[test]}

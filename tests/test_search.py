@@ -11,7 +11,8 @@ import yaml
 from commands import ROOT, copy_code, options
 from datasets import packed
 
-from pipeline.packing.packing import PackSettings, pack
+from pipeline.packing.packing import pack
+from pipeline.settings.packing import PackSettings
 from tune import search
 
 REAL_PAIRS = ROOT.parent / "shared/data/lol-v1-part"
@@ -19,7 +20,7 @@ SMALL_SEARCH = {"--config": "demo", "--run.name": "small", "--search.top": "1", 
 
 
 def arguments_of(shards: str, storage: Path, **changes: str) -> list[str]:
-    return options(**SMALL_SEARCH | {"--data.url": shards, "--run.storage": str(storage)} | changes)
+    return options(**SMALL_SEARCH | {"--data.url": shards, "--run.root": str(storage)} | changes)
 
 
 def study_of(folder: Path) -> optuna.Study:
@@ -56,9 +57,9 @@ def test_a_killed_search_ends_with_the_trials_asked_for_as_a_job(command, shards
     assert re.search(r"^the paper's setting +2 +\d+\.\d\d ± ", output, re.MULTILINE)
     assert re.search(r"psnr of the chosen checkpoints on the development split, over 2 seeds that", output)
     assert f"report: {folder}/report.html" in output
-    assert "<h2>What came out</h2>" in (folder / "report.html").read_text()
+    assert "<h2>Results</h2>" in (folder / "report.html").read_text()
     best = yaml.safe_load((folder / "best.yaml").read_text())
-    assert best["run"]["name"] == "small-best" and best["run"]["storage"] == str(tmp_path)
+    assert best["run"]["name"] == "small-best" and best["run"]["root"] == str(tmp_path)
     assert [path.name for path in folder.glob("ray-tune*")] == ["ray-tune-notes"]
 
 
@@ -68,9 +69,9 @@ def test_a_killed_search_ends_with_the_trials_asked_for_as_a_job(command, shards
         ({"--search.trials": "0"}, "search.trials: Input should be greater than or equal to 1"),
         ({"--search.gamma": "[2, 4]"}, "search.gamma: the range [2.0, 4.0] must contain 1"),
         ({"--search.objectives": "lpips"}, "search.objectives need lpips, which evaluation.lpips: none turns off"),
-        ({"--search.storage": "postgresql://me:secret@host/db"}, "must not bear a password"),
-        ({"--search.storage": "nonsense://host/db"}, "search.storage: nonsense://host/db can't be opened"),
-        ({"--run.storage": "s3://no-such-bucket/runs"}, "no-such-bucket"),
+        ({"--search.database": "postgresql://me:secret@host/db"}, "must not bear a password"),
+        ({"--search.database": "nonsense://host/db"}, "search.database: nonsense://host/db can't be opened"),
+        ({"--run.root": "s3://no-such-bucket/runs"}, "no-such-bucket"),
         ({"--data.url": "/no/such/data"}, "/no/such/data/manifest.parquet: there is no manifest; check the path"),
     ],
 )
@@ -102,7 +103,7 @@ def test_eight_trials_over_real_pairs_stop_some_early_and_the_best_settings_trai
     output = command("tune/search.py", *arguments, timeout_s=600)
     states = [trial.state.name for trial in study_of(tmp_path / "small-search").trials]
     assert len(states) == 8 and states[0] == "COMPLETE" and "PRUNED" in states and "FAIL" not in states
-    assert re.search(r"trial \d: stopped early at step (20|60): psnr", output)
+    assert re.search(r"trial \d: pruned at step (20|60): psnr", output)
     trained = command("pipeline/train.py", "--config", str(tmp_path / "small-search/best.yaml"))
     assert re.search(r"^student +\d+\.\d\d", trained, re.MULTILINE)
     assert (tmp_path / "small-best/checkpoint-00000180/student.safetensors").exists()

@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 
 from pipeline.reporting.comparison import chosen_table
 from pipeline.reporting.intervals import LEVEL, Difference, differences_to_first
-from pipeline.reporting.tables import TextTable
+from pipeline.reporting.text_table import TextTable
 from pipeline.run import history
 from pipeline.run.history import Run
+from pipeline.run.scores import headline_rows
 from pipeline.settings.config import Config
 from tune import space
-from tune.goal import Objective
+from tune.goal import Goal
 from tune.settings import SearchConfig
 from tune.study import Trial
-from tune.trials import run_name, side_by_side
+from tune.trials import run_name
 
 ByImage = Mapping[int, Mapping[int, NDArray[np.float64]]]  # the first objective's values, by trial and seed
 
@@ -44,9 +45,10 @@ class Conclusion:
 
 def configs_over_seeds(search: SearchConfig, trials: Sequence[Trial]) -> list[Config]:
     """The settings of a run for each seed and trial; the seeds are others than the search's."""
-    base = side_by_side(search)
     seeds = [search.run.seed + 1 + index for index in range(search.search.seeds)]
-    return [space.applied(base, trial.parameters, _name(trial, seed), seed) for seed in seeds for trial in trials]
+    return [
+        space.run_settings(search, trial.parameters, _name(trial, seed), seed) for seed in seeds for trial in trials
+    ]
 
 
 def conclude(search: SearchConfig, trials: Sequence[Trial]) -> Conclusion | None:
@@ -76,12 +78,12 @@ def judge(search: SearchConfig, trials: Sequence[Trial], values: ByImage) -> tup
         trials: the paper's setting, then the best ones of the search, best first.
         values: the first objective's value for each image, float64 [images], by the trial's number and seed.
     """
-    objective, paper = search.objectives[0], arm_name(0)
-    sign = 1 if objective.direction == "maximize" else -1
+    goal, paper = search.objectives[0], arm_name(0)
+    sign = 1 if goal.direction == "maximize" else -1
     best = max(trials, key=lambda trial: sign * _mean(values[trial.number]))
-    spreads = [f"{arm_name(number)} {_spread(objective, values[number])}" for number in dict.fromkeys((0, best.number))]
+    spreads = [f"{arm_name(number)} {_spread(goal, values[number])}" for number in dict.fromkeys((0, best.number))]
     said = [
-        f"{objective.text} of the chosen checkpoints on the development split, over {len(values[best.number])} seeds "
+        f"{goal.text} of the chosen checkpoints on the development split, over {len(values[best.number])} seeds "
         f"that the search had not used: {'; '.join(spreads)} (mean ± standard deviation over seeds)."
     ]
     if best.number == 0:
@@ -89,13 +91,13 @@ def judge(search: SearchConfig, trials: Sequence[Trial], values: ByImage) -> tup
         said.append(f"None of the best trials, {others}, does better than {paper} over these seeds.")
     else:
         found = differences_to_first(values).get(best.number)
-        said.append(f"Trial {best.number} minus {paper}: {_difference(objective, found, len(values) - 1)}")
+        said.append(f"Trial {best.number} minus {paper}: {_difference(goal, found, len(values) - 1)}")
     in_search = [
-        f"{arm_name(trial.number)} had {objective.shown(trial.values[0])}" for trial in trials[:2] if trial.values
+        f"{arm_name(trial.number)} had {goal.format_value(trial.values[0])}" for trial in trials[:2] if trial.values
     ]
     said.append(
         f"In the search itself, with seed {search.run.seed}, {' and '.join(in_search)}; the best of many trials is "
-        "flattered, which is why other seeds decide."
+        "biased upwards, which is why other seeds decide."
     )
     return best, said
 
@@ -105,11 +107,11 @@ def arm_name(number: int) -> str:
     return "the paper's setting" if number == 0 else f"trial {number}"
 
 
-def _difference(objective: Objective, difference: Difference | None, compared: int) -> str:
+def _difference(goal: Goal, difference: Difference | None, compared: int) -> str:
     """The difference of one setting among those ``compared`` with the paper's, and what it proves."""
     if difference is None:
         return "they have no seed in common."
-    mean, low, high = (objective.shown(value, "+") for value in (difference.mean, difference.low, difference.high))
+    mean, low, high = (goal.format_value(value, "+") for value in (difference.mean, difference.low, difference.high))
     if difference.seeds == 1 or math.isnan(difference.low):
         reason = "of one seed in common" if difference.seeds == 1 else "of scores that are not finite"
         return f"{mean}; {reason}, nothing can be said of others."
@@ -117,7 +119,7 @@ def _difference(objective: Objective, difference: Difference | None, compared: i
     interval = f"{mean} [{low}, {high}] ({LEVEL:.0%} interval over seeds and images{together})"
     if difference.low <= 0 <= difference.high:
         return f"{interval}. The interval contains 0: these seeds and images do not tell the two apart."
-    better = (difference.low > 0) == (objective.direction == "maximize")
+    better = (difference.low > 0) == (goal.direction == "maximize")
     verdict = "better" if better else "worse"
     return f"{interval}. The interval leaves out 0: the trial is {verdict} by more than the noise."
 
@@ -139,9 +141,8 @@ def _finished(search: SearchConfig, trial: Trial) -> dict[int, Run]:
 def _by_image(search: SearchConfig, run: Run) -> NDArray[np.float64]:
     """The first objective's value for each image in their order, float64 [images], by the run's chosen checkpoint."""
     assert run.chosen is not None
-    rows = run.scores_of(run.chosen, "dev")
-    counts = (rows["protocol"] == search.evaluation.protocols[0]) | (rows["metric"] == "lpips")
-    rows = rows[counts & (rows["method"] == search.checkpoint.weights)]
+    rows = headline_rows(run.scores_of(run.chosen, "dev"), search.evaluation.protocols[0])
+    rows = rows[rows["method"] == search.checkpoint.network]
     wide = rows.pivot(index="key", columns="metric", values="value").sort_index()
     factors = search.objectives[0].factors
     values: NDArray[np.float64] = np.sum([factor * wide[name].to_numpy() for name, factor in factors.items()], axis=0)
@@ -152,6 +153,6 @@ def _mean(seeds: Mapping[int, NDArray[np.float64]]) -> float:
     return float(np.mean([values.mean() for values in seeds.values()]))
 
 
-def _spread(objective: Objective, seeds: Mapping[int, NDArray[np.float64]]) -> str:
+def _spread(goal: Goal, seeds: Mapping[int, NDArray[np.float64]]) -> str:
     deviation = float(np.std([values.mean() for values in seeds.values()], ddof=1))
-    return f"{objective.shown(_mean(seeds))} ± {objective.shown(deviation)}"
+    return f"{goal.format_value(_mean(seeds))} ± {goal.format_value(deviation)}"

@@ -2,20 +2,19 @@
 
 import math
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline import storage
 from pipeline.data.manifest import Manifest
 from pipeline.evaluation.lpips_weights import BackboneWeights
-from pipeline.launch import capacity, trainer
+from pipeline.launch import capacity, cluster, preflight, trainer
+from pipeline.launch.dry_run import throwaway_run
+from pipeline.launch.provenance import collect_provenance
+from pipeline.reporting.text_table import TextTable
 from pipeline.run import lease
-from pipeline.settings.config import Config
-from pipeline.training.monitor import read_metrics
+from pipeline.run.record import read_metrics
 from tune import space
 from tune.settings import SearchConfig
-from tune.trials import with_room
 
 STEPS = 8  # that are trained to see how long they take
 MEASURED = 4  # of them, the last ones
@@ -36,10 +35,10 @@ class Pace:
 
 def estimate(config: SearchConfig, manifests: Sequence[Manifest]) -> str:
     """The answer to a dry run, as text; trains a few steps, which are deleted again."""
-    lpips = trainer.check_scores(config.evaluation)
-    with trainer.cluster(capacity.cpus_needed(config) * (config.search.concurrent or 1), None, quiet=True):
-        sized, concurrent = with_room(config, manifests)
-        return plan(config, concurrent, _measured(sized, manifests, lpips))
+    lpips = preflight.check_scores(config.evaluation)
+    with cluster.session(capacity.cpus_needed(config) * (config.search.concurrent or 1), None, quiet=True):
+        fitted, concurrent = capacity.fit_to_cluster(config, manifests, config.search.concurrent)
+        return plan(config, concurrent, _measure_pace(fitted, manifests, lpips))
 
 
 def plan(config: SearchConfig, concurrent: int, pace: Pace) -> str:
@@ -47,7 +46,7 @@ def plan(config: SearchConfig, concurrent: int, pace: Pace) -> str:
     whole = pace.start_s + config.train.steps * pace.step_s
     trials, over_seeds = config.search.trials, (config.search.top + 1) * config.search.seeds
     lines = [
-        *_space_lines(config),
+        str(_space_table(config)),
         *space.notes(config),
         "",
         f"trials at the same time: {concurrent}",
@@ -75,29 +74,22 @@ def expected_steps(config: SearchConfig) -> float:
     return steps
 
 
-def _space_lines(config: SearchConfig) -> list[str]:
-    """A line for each parameter: its range, its scale, and where the search begins."""
-    first = space.first(config)
-    lines = ["parameter       range                 scale   begins at"]
-    for name, limits in space.distributions(config).items():
-        scale = "log" if limits.log else "linear"
-        lines.append(f"{name:14s}  {f'{limits.low:g} to {limits.high:g}':20s}  {scale:6s}  {first[name]:g}")
-    return lines
+def _space_table(config: SearchConfig) -> TextTable:
+    """A row for each parameter: its range, its scale, and where the search begins."""
+    first = space.initial_parameters(config)
+    rows = [
+        [name, f"{limits.low:g} to {limits.high:g}", "log" if limits.log else "linear", f"{first[name]:g}"]
+        for name, limits in space.distributions(config).items()
+    ]
+    return TextTable("", ["parameter", "range", "scale", "begins at"], rows, texts=3)
 
 
-def _measured(config: SearchConfig, manifests: Sequence[Manifest], lpips: BackboneWeights | str) -> Pace:
-    settings = config.model_dump(mode="json", include=set(Config.model_fields))
-    settings["run"].update(name=f"dry-run-{uuid.uuid4().hex}", storage=config.url)
-    settings["train"].update(steps=STEPS, log_every=1)
-    settings["optimizer"]["warmup_steps"] = 0
-    short = Config.model_validate(settings)
+def _measure_pace(config: SearchConfig, manifests: Sequence[Manifest], lpips: BackboneWeights | str) -> Pace:
     begun = time.monotonic()
-    try:
+    with throwaway_run(config, STEPS, root=config.url) as short:
         with lease.hold(short.run.url) as lease_id:
-            trainer.train(short, manifests, trainer.provenance_of(manifests), lpips, lease_id)
+            trainer.train(short, manifests, collect_provenance(manifests), lpips, lease_id)
         rates = [record["images_per_s"] for record in read_metrics(short.run.url)][-MEASURED:]
-    finally:
-        storage.delete_folder(short.run.url)
     step_s = config.train.global_batch * sum(1 / rate for rate in rates) / len(rates)
     return Pace(max(0.0, time.monotonic() - begun - STEPS * step_s), step_s)
 

@@ -14,8 +14,8 @@ Values = tuple[float, ...]
 
 
 @dataclass(frozen=True)
-class Objective:
-    """One objective.
+class Goal:
+    """One goal of a search.
 
     Attributes:
         text: as the user wrote it.
@@ -28,7 +28,7 @@ class Objective:
     direction: Literal["maximize", "minimize"]
 
     @classmethod
-    def parse(cls, text: str) -> "Objective":
+    def parse(cls, text: str) -> "Goal":
         """Read ``psnr``, ``ssim``, ``lpips`` or a sum such as ``psnr + 10 ssim - 20 lpips``.
 
         Raises:
@@ -56,12 +56,12 @@ class Objective:
         """Its value for the mean ``scores`` of a checkpoint, by metric."""
         return sum(factor * scores[metric] for metric, factor in self.factors.items())
 
-    def shown(self, value: float, sign: Literal["", "+"] = "") -> str:
+    def format_value(self, value: float, sign: Literal["", "+"] = "") -> str:
         """A value of it as text: a metric as in tables of scores, a sum with four digits; ``+`` shows signs always."""
         return format(value, sign + (FORMATS[self.text][1] if self.text in FORMATS else ".4g"))
 
 
-def dominates(one: Values, other: Values, objectives: Sequence[Objective]) -> bool:
+def dominates(one: Values, other: Values, objectives: Sequence[Goal]) -> bool:
     """Whether ``one`` is better by some objective and worse by none."""
     signs = [1 if objective.direction == "maximize" else -1 for objective in objectives]
     gains = [sign * (mine - theirs) for sign, mine, theirs in zip(signs, one, other, strict=True)]

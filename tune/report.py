@@ -2,22 +2,24 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
 from itertools import accumulate, combinations
 
 import numpy as np
 
-from pipeline.reporting import page, run_summary
+from pipeline.reporting import run_summary
 from pipeline.reporting.figures import MARKED_POINTS, Limits, Points, bars, scatter
-from pipeline.reporting.tables import TextTable
+from pipeline.reporting.page import blocks
+from pipeline.reporting.page.blocks import Block, Chart, gather_charts
+from pipeline.reporting.page.render import render_page
+from pipeline.reporting.text_table import TextTable
 from tune import space, trial_tables
-from tune.goal import Objective
+from tune.goal import Goal
 from tune.settings import SearchConfig
 from tune.study import State, Study, Trial
 
 SHOWN = 10  # best trials
 # in figures, where failed trials are not shown
-COLOURS: Mapping[State, str] = {"running": "0.55", "stopped": "tab:orange", "finished": "tab:blue"}
+COLOURS: Mapping[State, str] = {"running": "0.55", "pruned": "tab:orange", "finished": "tab:blue"}
 BEST, PAPER = "tab:green", "0.1"
 PAPERS = "the paper's setting"
 AT_THE_EDGE = "Points at the edge of a figure lie beyond it."
@@ -44,34 +46,37 @@ def render(
     """
     trials = study.trials()
     best = study.best()[:1] if len(config.objectives) == 1 else study.front()
-    outcome = [page.paragraph(sentence) for sentence in [*conclusion, *trial_tables.unfinished(config, study)]]
-    sections = {
-        "What came out": "".join(outcome) + (page.text_table(comparison) if comparison else ""),
+    outcome = [blocks.Paragraph(sentence) for sentence in [*conclusion, *trial_tables.unfinished(config, study)]]
+    sections: dict[str, list[Block]] = {
+        "Results": [*outcome, *([comparison] if comparison else [])],
         "Best trials": _best_trials(config, study),
         "History": _history(config, trials, best),
         "Learning curves": _learning_curves(config, trials, best),
-        "What matters": _importances(config, study),
+        "Parameter importance": _importances(config, study),
         "Slices": _slices(config, trials, best),
         "Trade-off": _trade_offs(config, trials, best),
         "Failed trials": _failed_trials(config, trials),
         "All trials": _all_trials(config, trials),
-        "Best settings": f"<pre>{escape(best_settings)}</pre>" if best_settings else "",
-        "Settings of the search": page.details("All settings of the search", page.names_table(_settings(config))),
+        "Best settings": [blocks.Preformatted(best_settings)] if best_settings else [],
+        "Settings of the search": [
+            blocks.Details("All settings of the search", [blocks.Descriptions(_settings(config))])
+        ],
     }
     state = f"{trial_tables.counts(trials)}; time: {_duration(study.seconds)}"
-    return page.render(f"Search: {config.run.name}", page.paragraph(state, "state"), sections)
+    return render_page(f"Search: {config.run.name}", [blocks.Paragraph(state, "state")], sections)
 
 
-def _best_trials(config: SearchConfig, study: Study) -> str:
+def _best_trials(config: SearchConfig, study: Study) -> list[Block]:
     several = len(config.objectives) > 1
     trials = study.front() if several else study.best()[:SHOWN]
     if not trials:
-        return ""
+        return []
+    table = trial_tables.trials_table(config, trials)
     note = "The Pareto front: no other finished trial is as good in all objectives and better in one."
-    return page.paragraph(note) * several + page.text_table(trial_tables.trials_table(config, trials))
+    return [blocks.Paragraph(note), table] if several else [table]
 
 
-def _history(config: SearchConfig, trials: Sequence[Trial], best: Sequence[Trial]) -> str:
+def _history(config: SearchConfig, trials: Sequence[Trial], best: Sequence[Trial]) -> list[Block]:
     """Each trial's value, a figure for each objective."""
     charts = []
     for index, objective in enumerate(config.objectives):
@@ -89,11 +94,12 @@ def _history(config: SearchConfig, trials: Sequence[Trial], best: Sequence[Trial
             y_label=_axis(objective),
             y_limits=_focus(trials, best, places, 1),
         )
-        charts.append(_chart(f"{trial_tables.title(objective)} of each trial", svg))
-    return _noted(f"Values of the chosen checkpoints, also of trials that were stopped early. {AT_THE_EDGE}", charts)
+        charts.append(Chart(f"{trial_tables.title(objective)} of each trial", svg))
+    note = f"Values of the chosen checkpoints, also of trials that were pruned. {AT_THE_EDGE}"
+    return gather_charts(charts, note)
 
 
-def _learning_curves(config: SearchConfig, trials: Sequence[Trial], best: Sequence[Trial]) -> str:
+def _learning_curves(config: SearchConfig, trials: Sequence[Trial], best: Sequence[Trial]) -> list[Block]:
     """Each trial's value over steps, a figure for each objective."""
     longest = max((len(trial.scores) for trial in trials), default=0)
     marker = "." if longest <= MARKED_POINTS else ""
@@ -107,10 +113,10 @@ def _learning_curves(config: SearchConfig, trials: Sequence[Trial], best: Sequen
         ]
         groups.append(Points(PAPERS, *_curves(trials[:1], objective), PAPER, marker, width=1.6))
         groups.append(Points(_name_of(best), *_curves(best, objective), BEST, marker, width=2.2))
-        last = [max(trial.scores.items()) for trial in among["stopped"] if trial.scores]
+        last = [max(trial.scores.items()) for trial in among["pruned"] if trial.scores]
         ends = [float(step) for step, _ in last], [objective.value(scores) for _, scores in last]
-        groups.append(Points("", *ends, COLOURS["stopped"], "x"))
-        # what comes before trials may be stopped is steep, and would leave little room for the rest
+        groups.append(Points("", *ends, COLOURS["pruned"], "x"))
+        # what comes before trials may be pruned is steep, and would leave little room for the rest
         at_first = [objective.value(trial.scores[first_rung]) for trial in trials if first_rung in trial.scores]
         at_end = [objective.value(trial_tables.chosen_scores(trial)) for trial in among["finished"]]
         svg = scatter(
@@ -118,18 +124,18 @@ def _learning_curves(config: SearchConfig, trials: Sequence[Trial], best: Sequen
             x_label="step",
             y_label=_axis(objective),
             y_limits=_limits([*_inner(at_first), *_inner(at_end)]) if at_first else None,
-            marks={"poor trials stop": config.rungs},
+            marks={"trials are pruned": config.rungs},
         )
-        charts.append(_chart(f"{trial_tables.title(objective)} over steps", svg))
-    return _noted("Values of each checkpoint. Crosses: where trials were stopped early.", charts)
+        charts.append(Chart(f"{trial_tables.title(objective)} over steps", svg))
+    return gather_charts(charts, "Values of each checkpoint. Crosses: where trials were pruned.")
 
 
-def _importances(config: SearchConfig, study: Study) -> str:
+def _importances(config: SearchConfig, study: Study) -> list[Block]:
     """How much each parameter matters, for the objectives for which that can be said."""
     titles = map(trial_tables.title, config.objectives)
     found = {title: parts for title, parts in zip(titles, study.importances(), strict=True) if parts}
     if not found:
-        return ""
+        return []
     names = sorted(space.distributions(config), key=lambda name: -sum(parts[name] for parts in found.values()))
     svg = bars(
         [trial_tables.label(name) for name in names],
@@ -141,14 +147,14 @@ def _importances(config: SearchConfig, study: Study) -> str:
         "early count as worse than those that went further. Few trials say little. Scale weights count as they were "
         "drawn, before they are made to sum to 1."
     )
-    return _noted(note, [_chart("Importance of the parameters", svg)])
+    return gather_charts([Chart("Importance of the parameters", svg)], note)
 
 
-def _slices(config: SearchConfig, trials: Sequence[Trial], best: Sequence[Trial]) -> str:
+def _slices(config: SearchConfig, trials: Sequence[Trial], best: Sequence[Trial]) -> list[Block]:
     """Each objective over each searched setting."""
-    placed = {trial.number: trial_tables.placed(config, trial.parameters) for trial in trials}
+    placed = {trial.number: trial_tables.as_coordinates(config, trial.parameters) for trial in trials}
     valued = [trial for trial in trials if trial.values and placed[trial.number]]
-    content = ""
+    content: list[Block] = []
     for index, objective in enumerate(config.objectives):
         charts = []
         for name, limits in space.distributions(config).items():
@@ -164,21 +170,21 @@ def _slices(config: SearchConfig, trials: Sequence[Trial], best: Sequence[Trial]
                 x_limits=(0.0, 1.0) if is_share else (limits.low, limits.high),
                 y_limits=_focus(trials, best, places, 1),
             )
-            charts.append(_chart(f"{trial_tables.title(objective)} by {trial_tables.label(name)}", svg))
-        if any(charts):
-            title = f"<h3>{escape(trial_tables.title(objective))}</h3>" if len(config.objectives) > 1 else ""
-            content += title + page.charts(charts)
-    return page.paragraph(f"Each point is a trial. {AT_THE_EDGE}", "note") + content if content else ""
+            charts.append(Chart(f"{trial_tables.title(objective)} by {trial_tables.label(name)}", svg))
+        if found := gather_charts(charts):
+            titles = [blocks.Heading(trial_tables.title(objective))] if len(config.objectives) > 1 else []
+            content += [*titles, *found]
+    return [blocks.Paragraph(f"Each point is a trial. {AT_THE_EDGE}", "note"), *content] if content else []
 
 
-def _trade_offs(config: SearchConfig, trials: Sequence[Trial], best: Sequence[Trial]) -> str:
+def _trade_offs(config: SearchConfig, trials: Sequence[Trial], best: Sequence[Trial]) -> list[Block]:
     """Finished trials by each pair of objectives; of a single objective, by PSNR and another metric."""
     finished = [trial for trial in trials if trial.state == "finished"]
     objectives = config.objectives
     if len(objectives) == 1:
         names = {name for trial in finished for name in trial_tables.chosen_scores(trial)}
         other = "lpips" if "lpips" in names else "ssim"
-        objectives = (Objective.parse("psnr"), Objective.parse(other))
+        objectives = (Goal.parse("psnr"), Goal.parse(other))
     charts = []
     for one, two in combinations(objectives, 2):
         needed = {*one.factors, *two.factors}
@@ -197,34 +203,34 @@ def _trade_offs(config: SearchConfig, trials: Sequence[Trial], best: Sequence[Tr
             x_limits=_focus(finished, best, places, 0),
             y_limits=_focus(finished, best, places, 1),
         )
-        charts.append(_chart(f"{trial_tables.title(one)} and {trial_tables.title(two)} of finished trials", svg))
-    return _noted(AT_THE_EDGE, charts)
+        charts.append(Chart(f"{trial_tables.title(one)} and {trial_tables.title(two)} of finished trials", svg))
+    return gather_charts(charts, AT_THE_EDGE)
 
 
-def _failed_trials(config: SearchConfig, trials: Sequence[Trial]) -> str:
+def _failed_trials(config: SearchConfig, trials: Sequence[Trial]) -> list[Block]:
     rows = trial_tables.failed_rows(config, trials)
-    return page.rows_table(["trial", "settings", "reason"], rows, "texts") if rows else ""
+    return [blocks.Table(["trial", "settings", "reason"], rows, "texts")] if rows else []
 
 
-def _all_trials(config: SearchConfig, trials: Sequence[Trial]) -> str:
+def _all_trials(config: SearchConfig, trials: Sequence[Trial]) -> list[Block]:
     if not trials:
-        return ""
+        return []
     table = trial_tables.all_trials_table(config, trials)
-    note = page.paragraph(f"{table.heading}; a click on a column's head sorts by it", "note")
-    return note + page.rows_table(table.columns, table.rows, "sortable")
+    note = blocks.Paragraph(f"{table.heading}; a click on a column's head sorts by it", "note")
+    return [note, blocks.Table(table.columns, table.rows, "sortable")]
 
 
 def _settings(config: SearchConfig) -> dict[str, str]:
     """The settings of the search as they were resolved."""
     resolved = {
         "objectives": [f"{objective.direction} {objective.text}" for objective in config.objectives],
-        "storage": config.study_url,
+        "database": config.study_url,
     }
     values = config.search.model_dump(mode="json") | resolved
     return {name: run_summary.text(value) for name, value in values.items()} | {"rungs": run_summary.text(config.rungs)}
 
 
-def _axis(objective: Objective) -> str:
+def _axis(objective: Goal) -> str:
     return f"{trial_tables.title(objective)}{' (lower is better)' * (objective.direction == 'minimize')}"
 
 
@@ -241,7 +247,7 @@ def _groups(trials: Sequence[Trial], best: Sequence[Trial], places: Places) -> l
     return groups
 
 
-def _curves(trials: Sequence[Trial], objective: Objective) -> tuple[list[float], list[float]]:
+def _curves(trials: Sequence[Trial], objective: Goal) -> tuple[list[float], list[float]]:
     """Values of the trials over steps as one line with gaps between the trials."""
     steps: list[float] = []
     values: list[float] = []
@@ -252,7 +258,7 @@ def _curves(trials: Sequence[Trial], objective: Objective) -> tuple[list[float],
 
 
 def _focus(trials: Sequence[Trial], best: Sequence[Trial], places: Places, axis: int) -> Limits | None:
-    """Ends of an axis that poor trials don't stretch: it holds finished ones, the best and the paper's, no outliers."""
+    """Ends of an axis that pruned trials don't stretch: it holds finished ones, the best and the paper's."""
     finished = [trial.number for trial in trials if trial.state == "finished"]
     usual = _inner([places[number][axis] for number in finished if number in places])
     needed = [places[number][axis] for number in (0, *(trial.number for trial in best)) if number in places]
@@ -279,15 +285,6 @@ def _limits(values: Sequence[float]) -> Limits | None:
 
 def _name_of(best: Sequence[Trial]) -> str:
     return f"best: trial {best[0].number}" if len(best) == 1 else "Pareto front"
-
-
-def _chart(caption: str, svg: bytes | None) -> str:
-    return page.chart(svg, caption) if svg else ""
-
-
-def _noted(note: str, figures: Sequence[str]) -> str:
-    content = page.charts(figures) if any(figures) else ""
-    return page.paragraph(note, "note") + content if content else ""
 
 
 def _duration(seconds: float) -> str:

@@ -11,11 +11,12 @@ import ray
 
 from pipeline import interruption, storage, terminal
 from pipeline.data.manifest import Manifest
-from pipeline.launch import capacity, many, trainer
-from pipeline.launch.provenance import find_start
-from pipeline.reporting.report import REPORT
+from pipeline.launch import capacity, cluster, many, preflight
+from pipeline.launch.provenance import collect_provenance, find_initial_weights
+from pipeline.reporting.run_report import REPORT
 from pipeline.settings.command_line import argument_parser, user_errors
-from pipeline.settings.config import Config, parse_config
+from pipeline.settings.config import Config
+from pipeline.settings.files import parse_config
 from tune import conclusion, report, space, trial_tables, trials
 from tune.conclusion import Conclusion
 from tune.estimate import estimate
@@ -36,7 +37,7 @@ def main() -> None:
         config, options = parse_config(parser, SearchConfig)
         manifests = check(config)
         if "dry_run" in options:
-            terminal.say(estimate(config, manifests))
+            terminal.log(estimate(config, manifests))
             return
         study = Study(config, [manifest.checksum for manifest in manifests])
         if not study.is_complete() and study.seconds_left() != 0:
@@ -46,7 +47,7 @@ def main() -> None:
 
 def check(config: SearchConfig) -> Sequence[Manifest]:
     """The data sets; ``ValueError`` when they or the storage will not serve."""
-    manifests = trainer.check_data(config)
+    manifests = preflight.check_data(config)
     storage.check_writable(config.url)
     return manifests
 
@@ -54,17 +55,17 @@ def check(config: SearchConfig) -> Sequence[Manifest]:
 def search(config: SearchConfig, manifests: Sequence[Manifest], study: Study) -> None:
     """Run trials until there are as many as were asked for, or the time is over."""
     metrics = {metric for objective in config.objectives for metric in objective.factors}
-    lpips = trainer.check_scores(config.evaluation, "lpips" if "lpips" in metrics else config.checkpoint.metric)
+    lpips = preflight.check_scores(config.evaluation, "lpips" if "lpips" in metrics else config.checkpoint.metric)
     log = storage.join(config.url, terminal.LOG)
-    with trainer.cluster(capacity.cpus_needed(config) * (config.search.concurrent or 1), log, quiet=True):
-        sized, concurrent = trials.with_room(config, manifests)
-        terminal.say("\n".join([sized.to_yaml(), *space.notes(config)]))
-        trainer.check_cluster(sized, manifests)
-        training = many.Training(trainer.provenance_of(manifests, find_start(config)), ray.put(lpips))
-        trials.run(sized, study, training, concurrent)
+    with cluster.session(capacity.cpus_needed(config) * (config.search.concurrent or 1), log, quiet=True):
+        fitted, concurrent = capacity.fit_to_cluster(config, manifests, config.search.concurrent)
+        terminal.log("\n".join([fitted.to_yaml(), *space.notes(config)]))
+        preflight.check_cluster(fitted, manifests)
+        training = many.Training(collect_provenance(manifests, find_initial_weights(config)), ray.put(lpips))
+        trials.run(fitted, study, training, concurrent)
         interruption.check()
     if not study.is_complete() and study.seconds_left() != 0:
-        sys.exit(f"interrupted: {trial_tables.counts(study.trials())}; the same command continues")
+        sys.exit(f"interrupted: {trial_tables.counts(study.trials())}; run the same command again to resume")
 
 
 def over_seeds(config: SearchConfig, study: Study) -> Conclusion | None:
@@ -73,10 +74,10 @@ def over_seeds(config: SearchConfig, study: Study) -> Conclusion | None:
     if not best:
         return None
     compared = [study.trial(0), *best]
-    terminal.say(f"\nover seeds: {', '.join(conclusion.arm_name(trial.number) for trial in compared)}")
+    terminal.log(f"\nover seeds: {', '.join(conclusion.arm_name(trial.number) for trial in compared)}")
     failed = many.train_all(conclusion.configs_over_seeds(config, compared), config.search.concurrent)
     for name, reason in failed.items():
-        terminal.say(f"{name} failed: {reason}")
+        terminal.log(f"{name} failed: {reason}")
     return conclusion.conclude(config, compared)
 
 
@@ -87,24 +88,24 @@ def show(config: SearchConfig, study: Study, concluded: Conclusion | None) -> No
     page = storage.join(config.url, REPORT)
     sentences, table = (concluded.sentences, concluded.table) if concluded else ((), None)
     storage.write_text(page, report.render(config, study, sentences, table, settings))
-    terminal.say("\n" + "\n".join([trial_tables.counts(study.trials()), *trial_tables.unfinished(config, study)]))
+    terminal.log("\n" + "\n".join([trial_tables.counts(study.trials()), *trial_tables.unfinished(config, study)]))
     for trial in study.trials():
         if trial.state == "failed":
-            terminal.say(f"trial {trial.number} failed: {trial.failure}")
+            terminal.log(f"trial {trial.number} failed: {trial.failure}")
     if best is None:
         sys.exit(f"no trial finished; report: {page}")
-    terminal.say(f"\n{trial_tables.trials_table(config, study.best()[: report.SHOWN])}")
+    terminal.log(f"\n{trial_tables.trials_table(config, study.best()[: report.SHOWN])}")
     if concluded:
-        terminal.say(f"\n{concluded.table}\n\n" + "\n".join(concluded.sentences))
+        terminal.log(f"\n{concluded.table}\n\n" + "\n".join(concluded.sentences))
     url = storage.join(config.url, BEST)
     storage.write_text(url, settings)
-    terminal.say(f"\nbest settings: {url} (python pipeline/train.py --config {url})\nreport: {page}")
+    terminal.log(f"\nbest settings: {url} (python pipeline/train.py --config {url})\nreport: {page}")
 
 
 def best_settings(config: SearchConfig, best: Trial) -> str:
     """The settings of a trial as YAML that ``pipeline/train.py --config`` takes, for a run beside the search."""
-    run = space.applied(config, best.parameters, f"{config.run.name}-best", config.run.seed)
-    beside = run.run.model_copy(update={"storage": config.run.storage})
+    run = space.run_settings(config, best.parameters, f"{config.run.name}-best", config.run.seed)
+    beside = run.run.model_copy(update={"root": config.run.root})
     return Config.to_yaml(run.model_copy(update={"run": beside}))
 
 

@@ -9,7 +9,7 @@ from iaml import ObjectiveSettings, Settings, TeacherSettings
 from iaml.settings import MOST_SEED
 from pipeline import storage
 from pipeline.settings.config import Config
-from tune.goal import Objective
+from tune.goal import Goal
 
 
 def _ordered(limits: tuple[float, float]) -> tuple[float, float]:
@@ -22,9 +22,9 @@ Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
 
 
 class SearchSettings(Settings):
-    """The search: how long, for what, over which ranges, and how poor trials are stopped."""
+    """The search: how long, for what, over which ranges, and how trials are pruned."""
 
-    trials: int = Field(32, ge=1, description="trials in all, those that are stopped early or fail included")
+    trials: int = Field(32, ge=1, description="trials in all, those that are pruned or fail included")
     hours: float | None = Field(
         None, gt=0, description="time after which trials are no longer run, over all starts of the search; no limit"
     )
@@ -35,7 +35,7 @@ class SearchSettings(Settings):
     )
     sampler: Literal["tpe", "gp", "random"] = Field(
         "tpe",
-        description="Optuna's sampler; tpe learns from trials that were stopped early too, gp (Gaussian process) from "
+        description="Optuna's sampler; tpe learns from trials that were pruned too, gp (Gaussian process) from "
         "finished ones alone",
     )
     scale_weights: Range | None = Field(
@@ -63,7 +63,7 @@ class SearchSettings(Settings):
         "goes on; null runs all trials to the end",
     )
     concurrent: int | None = Field(None, ge=1, description="trials at the same time; by default as many as have room")
-    storage: str | None = Field(
+    database: str | None = Field(
         None,
         description="Optuna's database, such as postgresql://user@host/name, without password; by default study.db in "
         "the search's folder",
@@ -74,7 +74,7 @@ class SearchSettings(Settings):
     @field_validator("objectives")
     @classmethod
     def _objectives_can_be_read(cls, objectives: tuple[str, ...]) -> tuple[str, ...]:
-        texts = [Objective.parse(text).text for text in objectives]
+        texts = [Goal.parse(text).text for text in objectives]
         if len(set(texts)) < len(texts):
             raise ValueError(f"each may be named once: {', '.join(texts)}")
         return tuple(texts)
@@ -86,7 +86,7 @@ class SearchSettings(Settings):
             raise ValueError(f"must end below 1, where the teacher would be frozen, not at {limits[1]:g}")
         return limits
 
-    @field_validator("storage")
+    @field_validator("database")
     @classmethod
     def _no_password(cls, url: str | None) -> str | None:
         if url is None:
@@ -183,9 +183,9 @@ class SearchConfig(Config):
         return f"{self.run.url}-search"
 
     @property
-    def objectives(self) -> tuple[Objective, ...]:
+    def objectives(self) -> tuple[Goal, ...]:
         """What is improved."""
-        return tuple(map(Objective.parse, self.search.objectives or [self.checkpoint.metric]))
+        return tuple(map(Goal.parse, self.search.objectives or [self.checkpoint.metric]))
 
     @property
     def rankings(self) -> frozenset[str]:
@@ -194,7 +194,7 @@ class SearchConfig(Config):
 
     @property
     def rungs(self) -> tuple[int, ...]:
-        """Steps at which trials may be stopped early: the checkpoints after 1/9 and 1/3 of the steps (reduction 3)."""
+        """Steps at which trials may be pruned: the checkpoints after 1/9 and 1/3 of the steps (reduction 3)."""
         if self.search.reduction is None:
             return ()
         wanted = (self.train.steps / self.search.reduction**power for power in (2, 1))
@@ -204,11 +204,11 @@ class SearchConfig(Config):
     @property
     def study_url(self) -> str:
         """Optuna's database; ``ValueError`` where the search's folder can't hold one."""
-        if self.search.storage:
-            return self.search.storage
+        if self.search.database:
+            return self.search.database
         if not storage.is_local(self.url):
             raise ValueError(
-                f"search.storage: {self.url} can't hold a database; give its URL, such as "
+                f"search.database: {self.url} can't hold a database; give its URL, such as "
                 "postgresql://user@host/name, or sqlite:////folder/study.db in a folder that lasts"
             )
         return f"sqlite:///{quote(storage.join(self.url, 'study.db'))}"

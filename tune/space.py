@@ -27,13 +27,13 @@ def distributions(config: SearchConfig) -> dict[str, FloatDistribution]:
         if name == "scale_weights":
             found |= {share: FloatDistribution(limits[0], limits[1], log=True) for share in SHARES}
         elif name == "ema_rate":
-            found[HORIZON] = FloatDistribution(_rounded(1 - limits[1]), _rounded(1 - limits[0]), log=True)
+            found[HORIZON] = FloatDistribution(_round(1 - limits[1]), _round(1 - limits[0]), log=True)
         else:
             found[name] = FloatDistribution(limits[0], limits[1], log=name != "beta")
     return found
 
 
-def first(config: SearchConfig) -> dict[str, float]:
+def initial_parameters(config: SearchConfig) -> dict[str, float]:
     """The parameters of the first trial, whose settings are the search's own: the paper's."""
     found: dict[str, float] = {}
     for name, (part, field) in VARIED.items():
@@ -43,7 +43,7 @@ def first(config: SearchConfig) -> dict[str, float]:
         if name == "scale_weights":
             found |= dict.fromkeys(SHARES, 1.0)
         else:
-            found |= {HORIZON: _rounded(1 - value)} if name == "ema_rate" else {name: value}
+            found |= {HORIZON: _round(1 - value)} if name == "ema_rate" else {name: value}
     return found
 
 
@@ -59,21 +59,21 @@ def notes(config: SearchConfig) -> list[str]:
     ]
 
 
-def applied(config: SearchConfig, parameters: Parameters, name: str, seed: int) -> Config:
+def run_settings(config: SearchConfig, parameters: Parameters, name: str, seed: int) -> Config:
     """The settings of the run ``name`` with these parameters, stored in the search's folder."""
     settings = config.model_dump(mode="json", include=set(Config.model_fields))
     for varied, (part, field) in VARIED.items():
         if varied in parameters:
             value = parameters[varied]  # the first trial's is the search's own, whatever its digits
-            settings[part][field] = value if value == settings[part][field] else _rounded(value)
+            settings[part][field] = value if value == settings[part][field] else _round(value)
     if HORIZON in parameters:
-        settings["teacher"]["ema_rate"] = round(1 - _rounded(parameters[HORIZON]), 15)
+        settings["teacher"]["ema_rate"] = round(1 - _round(parameters[HORIZON]), 15)
     if SHARES[0] in parameters:
         whole = sum(parameters[share] for share in SHARES)
-        settings["objective"]["scale_weights"] = [_rounded(parameters[share] / whole) for share in SHARES]
-    settings["run"].update(name=name, storage=config.url, seed=seed)
+        settings["objective"]["scale_weights"] = [_round(parameters[share] / whole) for share in SHARES]
+    settings["run"].update(name=name, root=config.url, seed=seed)
     return Config.model_validate(settings)
 
 
-def _rounded(value: float) -> float:
+def _round(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")

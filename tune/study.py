@@ -1,6 +1,6 @@
 """The study: every trial of a search, as Optuna's storage keeps it. There is no other record of how far a search is.
 
-A search that is started again opens the study and goes on: trials that ended stay, those that were running go on.
+A search that is started again opens the study and resumes: trials that ended stay, those that were running resume.
 """
 
 import os
@@ -22,15 +22,15 @@ from tune.goal import Values, dominates
 from tune.settings import SearchConfig
 
 Scores = Mapping[str, float]
-State = Literal["running", "finished", "stopped", "failed"]
+State = Literal["running", "finished", "pruned", "failed"]
 STATES: Mapping[TrialState, State] = {
     TrialState.RUNNING: "running",
     TrialState.COMPLETE: "finished",
-    TrialState.PRUNED: "stopped",
+    TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
 }
 FEWEST = 8  # trials from which importances are computed
-BEAT_S = 10.0
+HEARTBEAT_S = 10.0
 # attributes in the storage
 IDENTITY, SECONDS, DRIVER, SCORES, FAILURE = "identity", "seconds", "driver", "scores", "failure"
 
@@ -41,7 +41,7 @@ class Trial:
 
     Attributes:
         number: from 0, in the order in which they began; 0 is the paper's setting.
-        state: how it stands; a trial is ``stopped`` when it was poor.
+        state: how it stands; a trial is ``pruned`` when others did better by then.
         parameters: as they were drawn, see ``tune.space``.
         scores: of each scored checkpoint, by step: mean PSNR, SSIM and LPIPS of the ranking weights, dev split.
         chosen: the step of the best of them, by ``checkpoint.metric``; none before the first.
@@ -74,7 +74,7 @@ class Study:
     def __init__(self, config: SearchConfig, data: Sequence[str]) -> None:
         self._config = config
         self._distributions = space.distributions(config)
-        self._study = _opened(config)
+        self._study = _open_study(config)
         self._claim(_identity(config, data))
         # a sampler that started from the same seed again would repeat what it has drawn
         self._study.sampler = _sampler(config, len(self._study.trials))
@@ -107,7 +107,7 @@ class Study:
         handle.set_user_attr(SCORES, {str(each): known[each] for each in sorted(known)})
         return True
 
-    def is_poor(self, number: int) -> bool:
+    def should_prune(self, number: int) -> bool:
         """Whether the trial has come to a rung where too many others did better; the first trial never is.
 
         Of ``n`` trials that have come to a rung, one that at least ``n / reduction`` dominate goes no further: with
@@ -126,8 +126,8 @@ class Study:
         """The trial ran to its end, and all its checkpoints are scored."""
         self._study.tell(number, self.trial(number).values)
 
-    def stop(self, number: int) -> None:
-        """The trial was stopped early."""
+    def prune(self, number: int) -> None:
+        """The trial is pruned."""
         self._study.tell(number, state=TrialState.PRUNED)
 
     def fail(self, number: int, reason: str) -> None:
@@ -135,7 +135,7 @@ class Study:
         self._handle(number).set_user_attr(FAILURE, reason)
         self._study.tell(number, state=TrialState.FAIL)
 
-    def take(self) -> None:
+    def acquire_lease(self) -> None:
         """Make this process the one that runs the trials.
 
         Raises:
@@ -144,23 +144,23 @@ class Study:
         other = self._study.user_attrs.get(DRIVER)
         if other and not _is_gone(other):
             name = f"process {other['pid']} on {other['host']}"
-            terminal.say(f"{name} ran this search last and has not ended it; waiting to see whether it still does")
-            deadline = time.monotonic() + 3 * BEAT_S
+            terminal.log(f"{name} ran this search last and has not ended it; waiting to see whether it still does")
+            deadline = time.monotonic() + 3 * HEARTBEAT_S
             while time.monotonic() < deadline and self._study.user_attrs.get(DRIVER) == other:
                 time.sleep(1)
             now = self._study.user_attrs.get(DRIVER)
             if now not in (None, other):
                 raise ValueError(f"{self._config.run.name}: {name} runs this search; stop it first")
             self._waiting = self._left_running()
-        self.beat(0.0)
+        self.heartbeat(0.0)
 
-    def beat(self, seconds: float) -> None:
-        """Show, at least every ``BEAT_S``, that trials are still run, and count the ``seconds`` since the last time."""
+    def heartbeat(self, seconds: float) -> None:
+        """Show, at least every ``HEARTBEAT_S``, that trials are run, and count the ``seconds`` since the last time."""
         self._study.set_user_attr(SECONDS, self.seconds + seconds)
         driver = {"host": socket.gethostname(), "pid": os.getpid(), "at": time.time()}
         self._study.set_user_attr(DRIVER, driver)
 
-    def release(self) -> None:
+    def release_lease(self) -> None:
         """Let another process run the trials."""
         self._study.set_user_attr(DRIVER, None)
 
@@ -230,9 +230,9 @@ class Study:
         return get_param_importances(places, evaluator=PedAnovaImportanceEvaluator())
 
     def _in_order(self, index: int) -> list[Trial]:
-        """Trials that ended with scores, best first by one objective; behind those that finished, the later stopped."""
+        """Trials that ended with scores, best first by one objective; behind those that finished, the later pruned."""
         sign = -1 if self._config.objectives[index].direction == "maximize" else 1
-        ended = [trial for trial in self.trials() if trial.state in ("finished", "stopped") and trial.values]
+        ended = [trial for trial in self.trials() if trial.state in ("finished", "pruned") and trial.values]
         return sorted(
             ended, key=lambda trial: (-max(trial.scores), sign * trial.values[index] if trial.values else 0.0)
         )
@@ -252,7 +252,7 @@ class Study:
                 "choose another run.name\n" + "\n".join(found)
             )
         if not self._study.trials:
-            self._study.enqueue_trial(space.first(self._config))
+            self._study.enqueue_trial(space.initial_parameters(self._config))
 
     def _draw(self, trial: optuna.Trial, name: str) -> float:
         limits = self._distributions[name]
@@ -272,8 +272,7 @@ class Study:
     def _chosen(self, scores: Mapping[int, Scores]) -> int | None:
         """The step of the best checkpoint, of equal ones the newest, as a run's own choice is."""
         checkpoint = self._config.checkpoint
-        sign = 1 if checkpoint.higher_is_better else -1
-        return max(scores, key=lambda step: (sign * scores[step][checkpoint.metric], step), default=None)
+        return min(scores, key=lambda step: checkpoint.sort_key(scores[step][checkpoint.metric], step), default=None)
 
     def _values(self, scores: Mapping[int, Scores], step: int | None) -> Values:
         assert step is not None
@@ -285,7 +284,7 @@ class Study:
         return self._values(known, self._chosen(known))
 
 
-def _opened(config: SearchConfig) -> optuna.Study:
+def _open_study(config: SearchConfig) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         return optuna.create_study(
@@ -295,7 +294,7 @@ def _opened(config: SearchConfig) -> optuna.Study:
             load_if_exists=True,
         )
     except Exception as error:
-        raise ValueError(f"search.storage: {config.study_url} can't be opened: {error}") from error
+        raise ValueError(f"search.database: {config.study_url} can't be opened: {error}") from error
 
 
 def _is_gone(driver: Mapping[str, Any]) -> bool:
@@ -319,13 +318,13 @@ def _sampler(config: SearchConfig, begun: int) -> BaseSampler:
 
 
 def _identity(config: SearchConfig, data: Sequence[str]) -> dict[str, Any]:
-    """What a search may only be continued with."""
+    """What a search may only be resumed with."""
     ranges = space.distributions(config).items()
     return config.identity() | {
         "manifest_sha256": list(data),
         "objectives": [objective.text for objective in config.objectives],
         "ranges": {name: [limits.low, limits.high] for name, limits in ranges},
         "reduction": config.search.reduction,
-        "checkpoint": config.checkpoint.model_dump(include={"every", "weights", "metric"}),
+        "checkpoint": config.checkpoint.model_dump(include={"every", "network", "metric"}),
         "evaluation": config.evaluation.model_dump(mode="json", include={"protocols", "lpips"}),
     }

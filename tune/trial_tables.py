@@ -4,15 +4,16 @@ import math
 from collections.abc import Mapping, Sequence
 
 from pipeline.reporting import run_summary
-from pipeline.reporting.tables import FORMATS, TextTable
+from pipeline.reporting.tables import FORMATS
+from pipeline.reporting.text_table import TextTable
 from tune import space
-from tune.goal import Objective
+from tune.goal import Goal
 from tune.settings import SearchConfig
 from tune.study import State, Study, Trial
 
 STATES: Mapping[State, str] = {
     "finished": "finished",
-    "stopped": "stopped early",
+    "pruned": "pruned",
     "failed": "failed",
     "running": "running",
 }
@@ -57,10 +58,10 @@ def settings_line(config: SearchConfig, parameters: space.Parameters) -> str:
 
 def outcome(config: SearchConfig, trial: Trial) -> str:
     """How a trial stands when it is no longer run, in one line."""
-    state = "goes on another time" if trial.state == "running" else STATES[trial.state]
-    at = f" at step {max(trial.scores)}" if trial.state in ("stopped", "running") and trial.scores else ""
+    state = "resumes later" if trial.state == "running" else STATES[trial.state]
+    at = f" at step {max(trial.scores)}" if trial.state in ("pruned", "running") and trial.scores else ""
     values = zip(config.objectives, trial.values or (), strict=False)
-    reached = ", ".join(f"{objective.text} {objective.shown(value)}" for objective, value in values)
+    reached = ", ".join(f"{objective.text} {objective.format_value(value)}" for objective, value in values)
     return f"{state}{at}: {trial.failure or reached or 'no scores yet'}"
 
 
@@ -113,7 +114,7 @@ def failed_rows(config: SearchConfig, trials: Sequence[Trial]) -> list[list[str]
     ]
 
 
-def title(objective: Objective) -> str:
+def title(objective: Goal) -> str:
     """What an objective is called: a metric with its unit, a sum as the user wrote it."""
     return FORMATS[objective.text][0] if objective.text in FORMATS else objective.text
 
@@ -132,14 +133,14 @@ def chosen_scores(trial: Trial) -> Mapping[str, float]:
     return {} if trial.chosen is None else trial.scores[trial.chosen]
 
 
-def placed(config: SearchConfig, parameters: space.Parameters) -> dict[str, float]:
+def as_coordinates(config: SearchConfig, parameters: space.Parameters) -> dict[str, float]:
     """Where a trial is in the space of settings: as its parameters, but scale weights are proportions.
 
     Empty for a trial that was cut off before all of its parameters were drawn.
     """
     if not space.distributions(config).keys() <= parameters.keys():
         return {}
-    settings = space.applied(config, parameters, config.run.name, config.run.seed)
+    settings = space.run_settings(config, parameters, config.run.name, config.run.seed)
     values = {
         **dict(zip(space.SHARES, settings.objective.scale_weights, strict=True)),
         "gamma": settings.objective.gamma,
@@ -164,7 +165,7 @@ def _heading(config: SearchConfig, metrics: Sequence[str]) -> str:
     checkpoint, evaluation = config.checkpoint, config.evaluation
     chosen = f"by {run_summary.metric_name(checkpoint.metric)}"
     known = {*metrics, *(metric for objective in config.objectives for metric in objective.factors)}
-    parts = [f"checkpoints chosen {chosen}, {checkpoint.weights} weights, split: dev"]
+    parts = [f"checkpoints chosen {chosen}, {checkpoint.network} network, split: dev"]
     parts.append(f"protocol: {evaluation.protocols[0]}")
     return ", ".join([*parts, f"LPIPS: {evaluation.lpips}"] if "lpips" in known else parts)
 
@@ -184,7 +185,7 @@ def _scores(config: SearchConfig, trial: Trial, metrics: Sequence[str]) -> list[
     """The objectives' values, then the metrics' scores, of the chosen checkpoint."""
     values = trial.values or [math.nan] * len(config.objectives)
     scores = chosen_scores(trial)
-    texts = [objective.shown(value) for objective, value in zip(config.objectives, values, strict=True)]
+    texts = [objective.format_value(value) for objective, value in zip(config.objectives, values, strict=True)]
     return texts + [run_summary.number(scores.get(metric, math.nan), metric) for metric in metrics]
 
 
@@ -197,7 +198,7 @@ def _setting_texts(config: SearchConfig, parameters: space.Parameters, *, joined
 
     ``joined``: the scale weights are one of the settings, not one for each scale.
     """
-    values = placed(config, parameters)
+    values = as_coordinates(config, parameters)
     texts = {name: _setting_text(name, values[name]) if values else "" for name in space.distributions(config)}
     weights = {label(name): texts.pop(name) for name in space.SHARES if name in texts}
     if joined and weights:

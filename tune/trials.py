@@ -20,19 +20,18 @@ from ray.exceptions import RayError
 from ray.tune.search import Searcher
 
 from pipeline import interruption, storage, terminal
-from pipeline.data.manifest import Manifest
-from pipeline.launch import capacity, many, trainer
+from pipeline.launch import cluster, many
 from pipeline.run import scores
 from pipeline.run.checkpoint import step_of
 from pipeline.run.scores import scores_file
 from pipeline.settings.config import Config
 from tune import space, trial_tables
 from tune.settings import SearchConfig
-from tune.study import BEAT_S, Study
+from tune.study import HEARTBEAT_S, Study
 
 POLL_S = 2.0
 END_S = 60.0  # in which a training that is stopped gives its workers back by itself
-LOST = "its watcher failed again and again: lost with its node, for want of memory, or unable to read the run's scores"
+LOST = "its watcher failed again and again: lost with its node, out of memory, or unable to read the run's scores"
 WATCHER_BYTES = 512 * 2**20
 TUNE_FILES = "ray-tune-"  # begins the name of a folder that Ray Tune wants; the study holds all there is to know
 
@@ -46,11 +45,11 @@ class TrialRun(tune.Trainable):  # type: ignore[misc]
     """One trial, as Ray Tune runs it: starts a training and reports each of its checkpoints when it has been scored.
 
     The training runs in a task outside the trial's placement group. Its scores are read from the run's folder, where
-    the evaluation actors put them: what a killed search left there is reported first, and the run continues.
+    the evaluation actors put them: what a killed search left there is reported first, and the run resumes.
     """
 
     def setup(self, config: dict[str, Any], search: SearchConfig, train: Callable[[Config], None]) -> None:
-        """Start the training, or continue it.
+        """Start the training, or resume it.
 
         Args:
             config: ``number`` and ``parameters`` of the trial.
@@ -58,7 +57,7 @@ class TrialRun(tune.Trainable):  # type: ignore[misc]
             train: trains and scores a run, given its settings.
         """
         self._number = config["number"]
-        self._run = space.applied(search, config["parameters"], run_name(self._number), search.run.seed)
+        self._run = space.run_settings(search, config["parameters"], run_name(self._number), search.run.seed)
         self._objectives = search.objectives
         self._seen: set[str] = set()
         self._has_scores = False
@@ -78,7 +77,7 @@ class TrialRun(tune.Trainable):  # type: ignore[misc]
             self._has_scores = True
             result["step"], result["scores"] = found
         elif ended and interruption.requested():
-            result["done"] = True  # it goes on another time
+            result["done"] = True  # it resumes later
         elif ended:
             result |= {"done": True, "ended": True, "failure": self._failure()}
         return result
@@ -92,11 +91,11 @@ class TrialRun(tune.Trainable):  # type: ignore[misc]
             ray.cancel(self._task, force=True)
 
     def _next_scores(self) -> tuple[int, dict[str, float]] | None:
-        """Step and mean scores of the oldest scored checkpoint that has not been told yet."""
+        """Step and mean scores of the oldest scored checkpoint that has not been reported yet."""
         for name in storage.listdir(self._run.run.url):
             if step_of(name) is None or name in self._seen:
                 continue
-            table = scores.stored(storage.join(self._run.run.url, name, scores_file("dev")))
+            table = scores.read_or_empty(storage.join(self._run.run.url, name, scores_file("dev")))
             if len(table):
                 self._seen.add(name)
                 found = self._means(table)
@@ -106,12 +105,12 @@ class TrialRun(tune.Trainable):  # type: ignore[misc]
 
     def _means(self, table: scores.Table) -> dict[str, float]:
         """Means of the ranking weights by metric; none where one that matters is not a number."""
-        means = scores.means(table).loc[self._run.checkpoint.weights]
-        protocol = self._run.evaluation.protocols[0]
+        means = scores.means(scores.headline_rows(table, self._run.evaluation.protocols[0]))
         found = {
-            metric: float(value) for (name, metric), value in means.items() if metric == "lpips" or name == protocol
+            metric: float(value)
+            for (_, metric), value in means.loc[self._run.checkpoint.network].items()
+            if math.isfinite(value)
         }
-        found = {metric: value for metric, value in found.items() if math.isfinite(value)}
         wanted = {self._run.checkpoint.metric, *(metric for each in self._objectives for metric in each.factors)}
         return found if wanted <= found.keys() else {}
 
@@ -119,7 +118,7 @@ class TrialRun(tune.Trainable):  # type: ignore[misc]
         try:
             ray.get(self._task)
         except RayError as error:
-            return trainer.reason(error)
+            return cluster.describe_failure(error)
         return None if self._has_scores else "none of its checkpoints was scored"
 
 
@@ -156,12 +155,12 @@ class Suggestions(_OfThisDriver, Searcher):  # type: ignore[misc]
         return {"number": number, "parameters": parameters}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Keep how the trial ended; one that was cut off stays as running, to go on another time."""
+        """Keep how the trial ended; one that was cut off stays as running, to resume later."""
         number = self._numbers.pop(trial_id)
         if error:
             self._study.fail(number, LOST)
-        elif result and result.get("poor"):
-            self._study.stop(number)
+        elif result and result.get("pruned"):
+            self._study.prune(number)
         elif result and result.get("failure"):
             self._study.fail(number, result["failure"])
         elif result and result.get("ended"):
@@ -176,7 +175,7 @@ class Suggestions(_OfThisDriver, Searcher):  # type: ignore[misc]
 
 
 class EarlyStopping(_OfThisDriver, tune.Stopper):  # type: ignore[misc]
-    """Tells the study of each scored checkpoint and stops the trials that it finds poor."""
+    """Tells the study of each scored checkpoint and prunes trials."""
 
     def __init__(self, study: Study, show: Callable[[str], None]) -> None:
         self._study = study
@@ -190,8 +189,8 @@ class EarlyStopping(_OfThisDriver, tune.Stopper):  # type: ignore[misc]
         if self._study.record(number, step, result["scores"]):
             scores = "  ".join(f"{metric} {value:.4g}" for metric, value in result["scores"].items())
             self._show(f"trial {number}: step {step}  {scores}")
-        result["poor"] = self._study.is_poor(number)
-        return bool(result["poor"])
+        result["pruned"] = self._study.should_prune(number)
+        return bool(result["pruned"])
 
     def stop_all(self) -> bool:
         """Never all at once."""
@@ -207,35 +206,16 @@ class Heartbeat(_OfThisDriver, tune.Callback):  # type: ignore[misc]
 
     def on_step_end(self, iteration: int, trials: Sequence[Any], **info: Any) -> None:
         """Beat, now and then."""
-        if time.monotonic() - self._since > BEAT_S:
-            self._beat()
+        if time.monotonic() - self._since > HEARTBEAT_S:
+            self._heartbeat()
 
     def on_experiment_end(self, trials: Sequence[Any], **info: Any) -> None:
         """Count the rest of the time."""
-        self._beat()
+        self._heartbeat()
 
-    def _beat(self) -> None:
+    def _heartbeat(self) -> None:
         before, self._since = self._since, time.monotonic()
-        self._study.beat(self._since - before)
-
-
-def side_by_side(search: SearchConfig) -> SearchConfig:
-    """The settings for runs at the same time, each of which would count on the same free cores for its actors."""
-    evaluation = search.evaluation.model_copy(update={"actors": search.evaluation.actors or 1})
-    return search.model_copy(update={"evaluation": evaluation})
-
-
-def with_room(search: SearchConfig, manifests: Sequence[Manifest]) -> tuple[SearchConfig, int]:
-    """The settings with devices, as each trial takes them, and how many trials run at the same time.
-
-    Raises:
-        ValueError: the cluster has too little.
-    """
-    search = capacity.with_devices(side_by_side(search), manifests, search.search.concurrent or 1)
-    room, wanted = capacity.runs_at_once(search), search.search.concurrent
-    if wanted and wanted > room:
-        raise ValueError(f"search.concurrent is {wanted}, but the Ray cluster has room for {room} trials at a time")
-    return search, wanted or room
+        self._study.heartbeat(self._since - before)
 
 
 def run(search: SearchConfig, study: Study, train: Callable[[Config], None], concurrent: int) -> None:
@@ -250,9 +230,9 @@ def run(search: SearchConfig, study: Study, train: Callable[[Config], None], con
     Raises:
         ValueError: another process runs them.
     """
-    study.take()
+    study.acquire_lease()
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Ray Tune's own tables, whose trials have other names
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C has the trials make way
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C stops the trials gracefully
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # and its files, since the study has all
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     filesystem, path = storage.arrow_filesystem(search.url)
@@ -261,7 +241,7 @@ def run(search: SearchConfig, study: Study, train: Callable[[Config], None], con
     with terminal.bar(title=f"trials, {concurrent} at a time", total=total, unit="trial") as bar:
 
         def show(line: str) -> None:
-            terminal.say(line)
+            terminal.log(line)
             bar.update(sum(trial.state != "running" for trial in study.trials()) - bar.n)
 
         tuner = tune.Tuner(
@@ -285,7 +265,7 @@ def run(search: SearchConfig, study: Study, train: Callable[[Config], None], con
             ),
         )
         tuner.fit()
-    study.release()
+    study.release_lease()
     _delete_tune_files(search)
 
 

@@ -3,7 +3,7 @@
 Versions, paths and the size of the upload are checked before anything is sent. Ctrl-C leaves the job running.
 
 python cluster/ray/submit.py --address http://HEAD:8265 -- \\
-    python pipeline/train.py --config lol_v1 --data.url s3://bucket/lol_v1 --run.storage s3://bucket/runs
+    python pipeline/train.py --config lol_v1 --data.url s3://bucket/lol_v1 --run.root s3://bucket/runs
 python cluster/ray/submit.py --no-wait -- \\
     python pipeline/evaluate.py --checkpoint s3://bucket/runs/lol_v1 --split test
 """
@@ -32,7 +32,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 ROOT = Path(__file__).resolve().parents[2]
 LOCK = "requirements.lock"
 PLACES = {
-    "--data.url", "--data.extra-urls", "--run.storage",  # of training
+    "--data.url", "--data.extra-urls", "--run.root",  # of training
     "--source", "--out", "--checkpoint", "--images", "--compare", "--json",  # of packing and scoring
 }  # fmt: skip
 LISTS = {"--data.extra-urls", "--compare"}  # of these, which may be written as [A, B]

@@ -6,7 +6,7 @@
 #   every node     ray_node: Ray's processes, on the first node its head; what they wrote is removed when they end
 #   first node     supervisor.py: waits for all nodes, then runs the command, which finds Ray by RAY_ADDRESS
 #   SIGUSR1        ahead of the time limit or of pre-emption: the command writes a checkpoint, and the job is requeued
-#   a lost node    the job is requeued; the command goes on from its newest checkpoint
+#   a lost node    the job is requeued; the command resumes from its newest checkpoint
 #SBATCH --job-name=iaml
 #SBATCH --ntasks-per-node=1
 #SBATCH --signal=B:USR1@180
@@ -89,7 +89,7 @@ end_ray() {
 }
 
 requeue() {
-    echo "$1; the job is requeued and goes on from its newest checkpoint"
+    echo "$1; the job is requeued and resumes from its newest checkpoint"
     end_ray
     kill -KILL "$nodes" "$command" 2> /dev/null # they would wait for a node that is lost
     trap - TERM
@@ -118,7 +118,7 @@ else
     status=$?
 fi
 case $status in
-    "$INTERRUPTED") requeue "the command made way" ;;
+    "$INTERRUPTED") requeue "the command was preempted" ;;
     "$LOST") if [ "${SLURM_RESTART_COUNT:-0}" -lt "$MOST_RESTARTS" ]; then requeue "a node was lost"; fi ;;
 esac
 end_ray

@@ -8,7 +8,7 @@
 # The network between the nodes.
 # export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0
 
-# In a container, whose own copy of the code is to make way for this one: with Apptainer,
+# In a container, whose own copy of the code gives way to this one: with Apptainer,
 # export PYTHONPATH=$PWD
 # IN_CONTAINER=(apptainer exec --nv --bind /project --pwd "$PWD" /project/images/iaml.sif)
 # or with Pyxis and enroot.

@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--cpus-per-node", dest="cpus_per_task", type=positive, help="CPU cores of each node; else the site's default"
     )
-    made.add_argument("--time", help="limit, such as 12:00:00; the job is requeued and goes on when it is reached")
+    made.add_argument("--time", help="limit, such as 12:00:00; the job is requeued and resumes when it is reached")
     made.add_argument("--partition", help="where to queue")
     made.add_argument("--account", help="whom to charge")
     made.add_argument("--qos", help="quality of service")

@@ -1,7 +1,7 @@
 """Runs a command on the Ray cluster of a Slurm job, from its first node, once all nodes are in.
 
 The job's script tells it by SIGUSR2 that the time is nearly over. The exit status is the command's, or INTERRUPTED
-when it made way, or LOST when a node was lost.
+when it was preempted, or LOST when a node was lost.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument("--address", required=True, help="HOST:PORT of Ray's head")
     parser.add_argument("--hosts", required=True, help="host names of the job's nodes, with commas")
     parser.add_argument("--start-s", type=float, required=True, help="seconds within which all nodes must be in")
-    parser.add_argument("--grace-s", type=float, required=True, help="seconds to make way")
+    parser.add_argument("--grace-s", type=float, required=True, help="seconds to shut down")
     parser.add_argument("command", nargs="+")
     arguments = parser.parse_args()
     hosts = set(arguments.hosts.split(","))
@@ -83,7 +83,7 @@ def start(command: list[str], address: str) -> subprocess.Popen[bytes]:
 
 
 def watch(process: subprocess.Popen[bytes], hosts: set[str], interruption: Interruption, grace_s: float) -> int:
-    """Wait for the command, asking it once to make way when it is time; returns the exit status."""
+    """Wait for the command, asking it once to stop when it is time; returns the exit status."""
     asked = False
     while process.poll() is None:
         time.sleep(POLL_S)
@@ -94,7 +94,7 @@ def watch(process: subprocess.Popen[bytes], hosts: set[str], interruption: Inter
             process.terminate()
             asked = True
         if interruption.since and time.monotonic() > interruption.since + grace_s:
-            print(f"the command did not make way within {grace_s:g} s", flush=True)
+            print(f"the command did not stop within {grace_s:g} s", flush=True)
             process.kill()
     if asked and process.returncode < 0:  # before it could handle the signal, or killed
         return INTERRUPTED

@@ -5,29 +5,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.data.order import Visits
+from pipeline.data.order import SampleRefs
 
 Bits = NDArray[np.uint64]
 TURNS = 8  # of a square: mirrored or not, by four quarters
 
 
-def draws(seed: int, visits: Visits, count: int) -> NDArray[np.float64]:
+def uniform_draws(seed: int, refs: SampleRefs, count: int) -> NDArray[np.float64]:
     """``count`` uniform numbers in [0, 1) for each visit, [..., count]: a function of (seed, visit) alone."""
-    pass_ = visits.epoch.astype(np.uint64) << np.uint64(16) | visits.dataset.astype(np.uint64)
-    place = visits.shard.astype(np.uint64) << np.uint64(32) | visits.sample.astype(np.uint64)
-    state = _mixed(_mixed(np.uint64(seed), pass_), place)
-    numbers = _mixed(state[..., None], np.arange(count, dtype=np.uint64))
+    pass_ = refs.epoch.astype(np.uint64) << np.uint64(16) | refs.dataset.astype(np.uint64)
+    place = refs.shard.astype(np.uint64) << np.uint64(32) | refs.sample.astype(np.uint64)
+    state = _mix(_mix(np.uint64(seed), pass_), place)
+    numbers = _mix(state[..., None], np.arange(count, dtype=np.uint64))
     return (numbers >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def padded(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+def reflect_pad(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     """The image, [height, width, 3], reflected at its right and lower edges until it holds a square of ``side``."""
     height, width, _ = image.shape
     missing = [(0, max(0, side - length)) for length in (height, width)]
     return np.pad(image, [*missing, (0, 0)], mode="reflect")
 
 
-def turned(images: Tensor, turns: Tensor) -> Tensor:
+def apply_turns(images: Tensor, turns: Tensor) -> Tensor:
     """Each of the square images, (B, 3, S, S), in one of the 8 positions that ``turns``, (B,) on the CPU, names."""
     result = images.clone()
     for turn in range(1, TURNS):
@@ -45,7 +45,7 @@ def turned(images: Tensor, turns: Tensor) -> Tensor:
     return result
 
 
-def _mixed(state: Bits | np.uint64, value: Bits) -> Bits:
+def _mix(state: Bits | np.uint64, value: Bits) -> Bits:
     """SplitMix64 (Steele, Lea, Flood 2014): the state moved on by ``value``, its bits well mixed."""
     state = state + (value + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

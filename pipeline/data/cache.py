@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.local_disk import find_place
 from pipeline.data.manifest import SPLITS, ShardRecord
-from pipeline.data.pairs import Pair
+from pipeline.data.pairs import PairPixels
 
 logger = logging.getLogger(__name__)
 
@@ -139,14 +139,14 @@ class Cache:
                 file.finish()
         return self.pixels(record)
 
-    def keep(self, pixels: "PixelFile", sample: int, pair: Pair) -> None:
+    def keep(self, pixels: "PixelFile", sample: int, pair: PairPixels) -> None:
         """Put a decoded pair into its slot: in the background, unless ``MOST_WAITING`` wait already."""
         if self._waiting.acquire(blocking=False):
             self._writer.submit(self._put, pixels, sample, pair).add_done_callback(lambda _: self._waiting.release())
         else:
             self._put(pixels, sample, pair)
 
-    def _put(self, pixels: "PixelFile", sample: int, pair: Pair) -> None:
+    def _put(self, pixels: "PixelFile", sample: int, pair: PairPixels) -> None:
         if not self._broken:
             with self._or_without():
                 self._count(pixels.put(sample, pair))
@@ -266,7 +266,7 @@ class PixelFile:
         self._file = file
         self._data = data
         self._slots = slots
-        self._known: dict[int, Pair] = {}  # compared with their checksums by this process, or written by it
+        self._known: dict[int, PairPixels] = {}  # compared with their checksums by this process, or written by it
 
     @staticmethod
     def size(areas: Sequence[int]) -> int:
@@ -300,7 +300,7 @@ class PixelFile:
         """Whether all pairs are there."""
         return bool(self._slots["check"].all())
 
-    def get(self, sample: int) -> Pair | None:
+    def get(self, sample: int) -> PairPixels | None:
         """A pair, mapped, if it is there."""
         known = self._known.get(sample)
         if known is None and (slot := self._slots[sample])["check"]:
@@ -309,7 +309,7 @@ class PixelFile:
                 self._known[sample] = known = pair
         return known
 
-    def put(self, sample: int, pair: Pair) -> int:
+    def put(self, sample: int, pair: PairPixels) -> int:
         """Keep a pair, of so many bytes; one that is larger than its slot is not kept."""
         slot = self._slots[sample].copy()
         slot["height"], slot["width"], _ = pair.low.shape
@@ -322,13 +322,13 @@ class PixelFile:
         self._known[sample] = view
         return written
 
-    def _view(self, slot: np.void) -> Pair | None:
+    def _view(self, slot: np.void) -> PairPixels | None:
         height, width = int(slot["height"]), int(slot["width"])
         size = PAIR_CHANNELS * height * width
         if not 0 < size <= slot["room"]:
             return None
         images = np.frombuffer(self._data, np.uint8, count=size, offset=int(slot["offset"]))
-        return Pair(*images.reshape(2, height, width, 3))
+        return PairPixels(*images.reshape(2, height, width, 3))
 
 
 def own_folder(folder: Path) -> Path:
@@ -377,7 +377,7 @@ def _offsets(slots: np.ndarray) -> NDArray[np.int64]:
     return HEADER.itemsize + len(slots) * SLOT.itemsize + np.cumsum(room) - room
 
 
-def _checksum(pair: Pair) -> int:
+def _checksum(pair: PairPixels) -> int:
     digest = xxhash.xxh3_64(pair.low.data)
     digest.update(pair.clean.data)
     return digest.intdigest() >> 1 | 1  # 63 bits for an int64, and never 0, which means an empty slot

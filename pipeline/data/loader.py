@@ -1,6 +1,6 @@
 """Batches of crops for training, made ahead of it by a few threads.
 
-plan    the visits of the steps to come, about a window of shards ahead; their shards are fetched
+plan    the refs of the steps to come, about a window of shards ahead; their shards are fetched
 cut     crops of the next few steps, decoded or from the cache, copied straight into their batches
 """
 
@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.data.augmentation import TURNS, draws, padded, turned
+from pipeline.data.augmentation import TURNS, apply_turns, reflect_pad, uniform_draws
 from pipeline.data.manifest import Manifest
-from pipeline.data.order import Share, order_of
-from pipeline.data.pair_reader import PairStream
-from pipeline.data.pairs import Pair
+from pipeline.data.order import WorkerShare, order_of
+from pipeline.data.pair_reader import PairReader
+from pipeline.data.pairs import PairPixels
 from pipeline.settings.data import DataSettings
 
 SPLIT = "train"
@@ -41,7 +41,7 @@ class Batch(NamedTuple):
     def on(self, device: torch.device | str) -> tuple[Tensor, Tensor]:
         """The crops on a device, mirrored and turned there, both images of a pair alike."""
         low, clean = (images.to(device, non_blocking=True).contiguous() for images in (self.low, self.clean))
-        return turned(low, self.turns), turned(clean, self.turns)
+        return apply_turns(low, self.turns), apply_turns(clean, self.turns)
 
 
 class LoaderState(NamedTuple):
@@ -74,15 +74,15 @@ class Loader:
         seed: fixes the order and the augmentation.
 
     Attributes:
-        streams: the data sets' pairs.
+        readers: the data sets' pairs.
     """
 
-    def __init__(self, manifests: Sequence[Manifest], settings: DataSettings, share: Share, seed: int) -> None:
-        self.streams = [PairStream(manifest, SPLIT, settings) for manifest in manifests]
+    def __init__(self, manifests: Sequence[Manifest], settings: DataSettings, share: WorkerShare, seed: int) -> None:
+        self.readers = [PairReader(manifest, SPLIT, settings) for manifest in manifests]
         self._settings = settings
         self._share = share
         self._seed = seed
-        self._order = order_of([stream.shards.pairs for stream in self.streams], settings, share.global_batch, seed)
+        self._order = order_of([reader.shards.pairs for reader in self.readers], settings, share.global_batch, seed)
         self._plan_ahead = self._steps_of_window()
         self._memory = _Memory((2, share.micro_batch, settings.crop, settings.crop, 3))
         self._fetched: OrderedDict[tuple[int, int], None] = OrderedDict()
@@ -93,20 +93,20 @@ class Loader:
 
     @property
     def skipped(self) -> int:
-        """Visits of bad pairs so far that got another pair instead."""
-        return sum(stream.skipped for stream in self.streams)
+        """How many references to bad pairs so far got another pair instead."""
+        return sum(reader.skipped for reader in self.readers)
 
     def state(self) -> LoaderState:
         """How the data flow; to be asked by the thread that takes the steps."""
-        caches = [stream.cache for stream in self.streams if stream.cache]
+        caches = [reader.cache for reader in self.readers if reader.cache]
         return LoaderState(
             planned_steps=len(self._planned),
             ready_steps=sum(all(one.is_ready() for one in step) for step in self._being_cut),
             wait_s=self._wait_s,
             pairs=self._pairs,
-            decoded_pairs=sum(stream.decoded for stream in self.streams),
-            fetched_bytes=sum(stream.fetched_bytes for stream in self.streams),
-            retries=sum(stream.retries for stream in self.streams),
+            decoded_pairs=sum(reader.decoded for reader in self.readers),
+            fetched_bytes=sum(reader.fetched_bytes for reader in self.readers),
+            retries=sum(reader.retries for reader in self.readers),
             cache_bytes=sum(cache.room_bytes for cache in caches),
             cached_bytes=sum(cache.written_bytes for cache in caches),
         )
@@ -136,15 +136,15 @@ class Loader:
 
     def _steps_of_window(self) -> int:
         """For how many steps the samples of a window last, about."""
-        pairs = max(float(stream.shards.pairs.mean()) for stream in self.streams) * self._settings.shuffle_shards
+        pairs = max(float(reader.shards.pairs.mean()) for reader in self.readers) * self._settings.shuffle_shards
         return int(np.clip(pairs / self._share.global_batch, self._settings.ahead + 1, MOST_PLANNED))
 
     def _plan(self, start: int, stop: int, fetchers: ThreadPoolExecutor) -> Iterator[list["_Plan"]]:
         """The micro-batches of each step; the fetching of the shards that they need begins."""
         for first in range(start, stop, PLANNED_AT_ONCE):
-            visits = self._share.of(self._order, first, min(stop, first + PLANNED_AT_ONCE))
-            numbers = draws(self._seed, visits, 3)
-            places = np.stack([visits.dataset, visits.shard, visits.sample], axis=-1)
+            refs = self._share.of(self._order, first, min(stop, first + PLANNED_AT_ONCE))
+            numbers = uniform_draws(self._seed, refs, 3)
+            places = np.stack([refs.dataset, refs.shard, refs.sample], axis=-1)
             for step_places, step_numbers in zip(places.tolist(), numbers, strict=True):
                 for dataset, shard, _ in chain.from_iterable(step_places):
                     self._fetch(fetchers, dataset, shard)
@@ -156,9 +156,9 @@ class Loader:
             self._fetched.move_to_end((dataset, shard))
             return
         self._fetched[dataset, shard] = None
-        if len(self._fetched) > 2 * self._settings.shuffle_shards * len(self.streams):
+        if len(self._fetched) > 2 * self._settings.shuffle_shards * len(self.readers):
             self._fetched.popitem(last=False)
-        fetchers.submit(self.streams[dataset].fetch, shard)
+        fetchers.submit(self.readers[dataset].fetch, shard)
 
     def _cut(self, plan: "_Plan", cutters: ThreadPoolExecutor) -> "_Cut":
         places, numbers = plan
@@ -177,9 +177,9 @@ class Loader:
         side = self._settings.crop
         rows = enumerate(zip(places, numbers, strict=True), start=first)
         for row, ((dataset, shard, sample), (down, right, _)) in rows:
-            pair = self.streams[dataset].pair(shard, sample)
+            pair = self.readers[dataset].pair(shard, sample)
             if min(pair.low.shape[:2]) < side:
-                pair = Pair(*(padded(image, side) for image in pair))
+                pair = PairPixels(*(reflect_pad(image, side) for image in pair))
             height, width, _ = pair.low.shape
             top, left = int(down * (height - side + 1)), int(right * (width - side + 1))
             crops[0, row] = pair.low[top : top + side, left : left + side]

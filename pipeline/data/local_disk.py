@@ -31,7 +31,7 @@ def find_place(chosen: Path | None) -> Place:
         OSError: nothing serves; says why.
     """
     if chosen:
-        folder = _expanded(chosen)
+        folder = _expand(chosen)
         if not folder.is_absolute():
             raise OSError(f"{chosen}: this user has no home here")
         kind = file_system(folder)
@@ -61,7 +61,7 @@ def file_system(path: Path) -> str:
 
 def _candidates() -> Iterator[tuple[Path, bool]]:
     """Folders in the order of preference, and whether others must be kept out of them."""
-    yield Path(os.environ.get("XDG_CACHE_HOME") or _expanded(Path("~/.cache"))), False
+    yield Path(os.environ.get("XDG_CACHE_HOME") or _expand(Path("~/.cache"))), False
     named = (os.environ.get(name) for name in ("SLURM_TMPDIR", "TMPDIR"))
     for folder in dict.fromkeys([*filter(None, named), "/tmp", "/var/tmp"]):
         yield Path(folder, f"iaml-{os.getuid()}"), True
@@ -84,7 +84,7 @@ def _fault(folder: Path, is_private: bool) -> str:
     return "" if os.access(folder, os.W_OK | os.X_OK) else f"{folder} cannot be written to"
 
 
-def _expanded(path: Path) -> Path:
+def _expand(path: Path) -> Path:
     with suppress(RuntimeError):  # nobody's home is known
         return path.expanduser()
     return path

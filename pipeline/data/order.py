@@ -23,8 +23,8 @@ Integers = NDArray[np.int64]
 BLOCK = 1024  # positions after which a mixture has read its data sets by their exact shares
 
 
-class Visits(NamedTuple):
-    """Visits of samples in the order of the stream: arrays of one shape, of which each element is a visit.
+class SampleRefs(NamedTuple):
+    """References to samples in the order of the stream: arrays of one shape, an element for each.
 
     ``sample`` is the pair's place in its ``shard``, ``shard`` the shard's place in the data set's split, and
     ``epoch`` counts the passes over that data set.
@@ -35,19 +35,19 @@ class Visits(NamedTuple):
     shard: Integers
     sample: Integers
 
-    def take(self, rows: Integers | slice) -> "Visits":
-        """Some of the visits."""
-        return Visits(*(column[rows] for column in self))
+    def take(self, rows: Integers | slice) -> "SampleRefs":
+        """Some of the references."""
+        return SampleRefs(*(column[rows] for column in self))
 
 
-NO_VISITS = Visits(*np.empty((4, 0), dtype=np.int64))
+NO_VISITS = SampleRefs(*np.empty((4, 0), dtype=np.int64))
 
 
 class Order(Protocol):
     """An endless stream of samples."""
 
-    def visits(self, start: int, stop: int) -> Visits:
-        """The visits at positions ``start`` to ``stop`` (excluded) of the stream."""
+    def refs(self, start: int, stop: int) -> SampleRefs:
+        """The references at positions ``start`` to ``stop`` (excluded) of the stream."""
 
 
 class SampleOrder:
@@ -59,7 +59,7 @@ class SampleOrder:
         window: shards among whose samples the order is shuffled.
         batch: where given, an epoch ends with its last whole batch of so many samples, and what is left over
             (other samples in each epoch) is dropped; otherwise it carries on into the next epoch.
-        dataset: the number that its visits bear.
+        dataset: the number that its references bear.
 
     Raises:
         ValueError: there are fewer pairs than fill a batch.
@@ -80,17 +80,17 @@ class SampleOrder:
         self._epoch_of = lru_cache(maxsize=2)(self._lay_out_epoch)
         self._latest = self._lay_out_window_at(0)
 
-    def visits(self, start: int, stop: int) -> Visits:
-        """The visits at positions ``start`` to ``stop`` (excluded) of the stream."""
+    def refs(self, start: int, stop: int) -> SampleRefs:
+        """The references at positions ``start`` to ``stop`` (excluded) of the stream."""
         parts = []
         while start < stop:
             if not self._latest.start <= start < self._latest.stop:
                 self._latest = self._lay_out_window_at(start)
             first, last, columns = self._latest
             end = min(stop, last)
-            parts.append(Visits(*columns[:, start - first : end - first]))
+            parts.append(SampleRefs(*columns[:, start - first : end - first]))
             start = end
-        return _joined(parts)
+        return _join(parts)
 
     def _lay_out_epoch(self, epoch: int) -> tuple[Integers, Integers]:
         """The shards in the epoch's order, and the positions at which its windows begin and the last one ends."""
@@ -115,7 +115,7 @@ class SampleOrder:
 
 
 class _Window(NamedTuple):
-    """The visits at positions ``start`` to ``stop`` (excluded), one in each column."""
+    """The references at positions ``start`` to ``stop`` (excluded), one in each column."""
 
     start: int
     stop: int
@@ -141,25 +141,25 @@ class MixedOrder:
         self._counts = _shares(weights)
         self._seed = seed
 
-    def visits(self, start: int, stop: int) -> Visits:
-        """The visits at positions ``start`` to ``stop`` (excluded) of the stream."""
+    def refs(self, start: int, stop: int) -> SampleRefs:
+        """The references at positions ``start`` to ``stop`` (excluded) of the stream."""
         parts = []
         while start < stop:
             block, first = divmod(start, BLOCK)
             last = min(BLOCK, first + stop - start)
             chosen = np.repeat(np.arange(len(self._counts)), self._counts)[_permutation(BLOCK, self._seed, block)]
-            parts.append(self._visits_of_block(block, chosen, first, last))
+            parts.append(self._refs_of_block(block, chosen, first, last))
             start += last - first
-        return _joined(parts)
+        return _join(parts)
 
-    def _visits_of_block(self, block: int, chosen: Integers, first: int, last: int) -> Visits:
+    def _refs_of_block(self, block: int, chosen: Integers, first: int, last: int) -> SampleRefs:
         places, parts = [], []
         for dataset, order in enumerate(self._orders):
             before = block * int(self._counts[dataset]) + int(np.count_nonzero(chosen[:first] == dataset))
             mine = np.flatnonzero(chosen[first:last] == dataset)
             places.append(mine)
-            parts.append(order.visits(before, before + len(mine)))
-        return _joined(parts).take(np.argsort(np.concatenate(places), kind="stable"))
+            parts.append(order.refs(before, before + len(mine)))
+        return _join(parts).take(np.argsort(np.concatenate(places), kind="stable"))
 
 
 def order_of(pairs: Sequence[Integers], settings: DataSettings, global_batch: int, seed: int) -> Order:
@@ -181,11 +181,11 @@ def order_of(pairs: Sequence[Integers], settings: DataSettings, global_batch: in
 
 
 @dataclass(frozen=True)
-class Share:
+class WorkerShare:
     """Which part of each global batch a worker takes.
 
     A global batch is cut into ``accumulation`` rounds of ``workers`` micro-batches. The samples of a round are
-    the same for every number of workers; they are dealt out by shard, so that each worker reads few shards.
+    the same for every number of workers; they are assigned out by shard, so that each worker reads few shards.
     """
 
     rank: int
@@ -198,13 +198,13 @@ class Share:
         """Samples in a global batch."""
         return self.workers * self.micro_batch * self.accumulation
 
-    def of(self, order: Order, start: int, stop: int) -> Visits:
-        """This worker's visits in the steps ``start`` to ``stop`` (excluded), [steps, accumulation, micro-batch]."""
-        visits = order.visits(start * self.global_batch, stop * self.global_batch)
-        round_ = np.arange(len(visits.sample)) // (self.workers * self.micro_batch)
-        dealt = np.lexsort((visits.shard, visits.dataset, round_))
+    def of(self, order: Order, start: int, stop: int) -> SampleRefs:
+        """This worker's references in the steps ``start`` to ``stop`` (excluded) [steps, accumulation, micro-batch]."""
+        refs = order.refs(start * self.global_batch, stop * self.global_batch)
+        round_ = np.arange(len(refs.sample)) // (self.workers * self.micro_batch)
+        assigned = np.lexsort((refs.shard, refs.dataset, round_))
         shape = (stop - start, self.accumulation, self.workers, self.micro_batch)
-        return visits.take(dealt.reshape(shape)[:, :, self.rank])
+        return refs.take(assigned.reshape(shape)[:, :, self.rank])
 
 
 def _permutation(size: int, seed: int, *path: int) -> Integers:
@@ -223,7 +223,7 @@ def _shares(weights: Sequence[float]) -> Integers:
     return counts
 
 
-def _joined(parts: Sequence[Visits]) -> Visits:
+def _join(parts: Sequence[SampleRefs]) -> SampleRefs:
     if len(parts) == 1:
         return parts[0]
-    return Visits(*np.concatenate([NO_VISITS, *parts], axis=1))
+    return SampleRefs(*np.concatenate([NO_VISITS, *parts], axis=1))

@@ -15,7 +15,7 @@ from threading import Lock
 from pipeline import storage
 from pipeline.data.cache import Cache, PixelFile, map_file
 from pipeline.data.manifest import Manifest, PairRecord, ShardRecord
-from pipeline.data.pairs import Pair
+from pipeline.data.pairs import PairPixels
 from pipeline.data.shard import BadDataError, Member, PairMembers, Shard, find_pairs
 from pipeline.settings.data import DataSettings
 
@@ -26,7 +26,7 @@ TRIES = 3  # to fetch a shard whose bytes arrive changed
 NAMED = 5  # damaged pairs of a shard that a message names
 
 
-class PairStream:
+class PairReader:
     """The pairs of one split of a data set by shard and place in it. All its methods may be called from many threads.
 
     Args:
@@ -67,7 +67,7 @@ class PairStream:
         with suppress(BadDataError, OSError):  # said when a pair of it is asked for
             self._opened(shard).prepare()
 
-    def pair(self, shard: int, sample: int) -> Pair:
+    def pair(self, shard: int, sample: int) -> PairPixels:
         """The decoded pair at place ``sample`` of a shard; where bad data are skipped, the next good one.
 
         Raises:
@@ -79,7 +79,7 @@ class PairStream:
         except BadDataError as error:
             if not self._skips:
                 raise BadDataError(
-                    f"{self._manifest.url}: {error}; mend the data set, or set data.on_bad_data: skip"
+                    f"{self._manifest.url}: {error}; repack the data set, or set data.on_bad_data: skip"
                 ) from error
             self._note(shard, sample, error)
         return self._next_good(shard, sample)
@@ -223,7 +223,7 @@ class PairStream:
         if not known:
             logger.warning("%s: %s; the next good pair is taken instead", self._manifest.url, error)
 
-    def _next_good(self, shard: int, sample: int) -> Pair:
+    def _next_good(self, shard: int, sample: int) -> PairPixels:
         for other, place in self._after(shard, sample):
             if (other, place) not in self._bad:
                 try:
@@ -245,11 +245,11 @@ class PairStream:
 class _OpenShard:
     """A shard in use: its decoded pairs as far as they are kept, and its bytes from when they are first needed."""
 
-    def __init__(self, stream: PairStream, index: int) -> None:
-        self._stream = stream
+    def __init__(self, reader: PairReader, index: int) -> None:
+        self._reader = reader
         self._index = index
-        self._record = stream.shards[index]
-        self._cache = stream.cache if stream.cache and stream.cache.keeps_pixels else None
+        self._record = reader.shards[index]
+        self._cache = reader.cache if reader.cache and reader.cache.keeps_pixels else None
         self._pixels: PixelFile | None = self._cache.pixels(self._record) if self._cache else None
         self._shard: Shard | None = None
         self._lock = Lock()
@@ -258,11 +258,11 @@ class _OpenShard:
         if self._pixels is None or not self._pixels.complete:
             self._bytes()
 
-    def pair(self, sample: int) -> Pair:
+    def pair(self, sample: int) -> PairPixels:
         if self._pixels and (known := self._pixels.get(sample)):
             return known
         pair = self._bytes().decode(sample)
-        self._stream.count_decoded()
+        self._reader.count_decoded()
         if self._cache and self._pixels:
             self._cache.keep(self._pixels, sample, pair)
         return pair
@@ -270,7 +270,7 @@ class _OpenShard:
     def _bytes(self) -> Shard:
         with self._lock:
             if self._shard is None:
-                self._shard = self._stream.read_shard(self._index)
+                self._shard = self._reader.read_shard(self._index)
                 if self._cache and self._pixels is None:
                     self._pixels = self._cache.new_pixels(self._record, self._shard.areas())
         return self._shard

@@ -11,20 +11,20 @@ from pipeline.data.manifest import PairRecord
 from pipeline.images.codecs import decode_rgb
 
 
-class Pair(NamedTuple):
+class PairPixels(NamedTuple):
     """A decoded pair: RGB, uint8, both of shape (H, W, 3)."""
 
     low: NDArray[np.uint8]
     clean: NDArray[np.uint8]
 
 
-def read_pair(url: str, record: PairRecord) -> Pair:
+def read_pair(url: str, record: PairRecord) -> PairPixels:
     """The decoded pair of the data set at ``url``; of its shard only the two images are read.
 
     Raises:
         ValueError: an image is out of reach or not the one that was packed; shard, key and reason are named.
     """
-    return Pair(_image(url, record, "low"), _image(url, record, "high"))
+    return PairPixels(_image(url, record, "low"), _image(url, record, "high"))
 
 
 def _image(url: str, record: PairRecord, side: Literal["low", "high"]) -> NDArray[np.uint8]:

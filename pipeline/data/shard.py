@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from pipeline.data.pairs import Pair
+from pipeline.data.pairs import PairPixels
 from pipeline.images.codecs import BROKEN_IMAGE, decode_rgb
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Shard:
         """Each pair's height x width by its images' headers, in pixels; 0 where there is none to read."""
         return [_area(self.image_bytes(sample)[0]) for sample in range(len(self.pairs))]
 
-    def decode(self, sample: int) -> Pair:
+    def decode(self, sample: int) -> PairPixels:
         """The pair at a place in the shard, decoded.
 
         Raises:
@@ -92,7 +92,7 @@ class Shard:
         low, clean = images
         if low.shape != clean.shape:
             raise BadDataError(f"{self.name}: {key}: its images differ in size, {low.shape[:2]} and {clean.shape[:2]}")
-        return Pair(low, clean)
+        return PairPixels(low, clean)
 
 
 def find_pairs(name: str, data: mmap.mmap) -> list[PairMembers]:

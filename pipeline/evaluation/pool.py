@@ -1,12 +1,6 @@
-"""A pool of evaluation actors that score a checkpoint together, and the hook that Ray Train calls.
+"""A pool of evaluation actors that score a checkpoint together."""
 
-Ray Train runs ``Validation`` in a task of its own for each checkpoint, one after the other, while training
-goes on.
-"""
-
-import math
 import tempfile
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,37 +20,20 @@ from pipeline.evaluation.lpips_weights import BackboneWeights
 from pipeline.evaluation.scorer import Row, Scorer, Shared, fit_gamma
 from pipeline.images.codecs import read_rgb
 from pipeline.images.grid import image_grid
-from pipeline.interruption import JobInterruptedError
 from pipeline.run import checkpoint as checkpoints
 from pipeline.run import scores
-from pipeline.run.history import EXTREMES, PICTURE, PICTURES, grid_file, pictures_folder, prune, score_of_images
+from pipeline.run.history import score_of_images
+from pipeline.run.pictures import EXTREMES, PICTURE, PICTURES, grid_file, pictures_folder
 from pipeline.run.scores import Table, scores_file
-from pipeline.settings.config import Config
 from pipeline.settings.evaluation import EvaluationSettings, Split
 
-IMAGES_PER_ACTOR = 4  # fewer are not worth an actor's start
-GPU_SHARE = 0.5
 QUALITY = 90  # of those pictures, WebP
-TELL_S = 2.0
+METRICS_S = 2.0
 ADVICE = (
     "The same command scores it again; where memory is short, with a smaller evaluation.tile, fewer evaluation.actors, "
     "or evaluation.gpus_per_actor 0, on the CPU"
 )
 COLUMNS = {"low": "low", "gamma": "gamma correction", "enhanced": "enhanced", "clean": "clean"}
-
-
-def sized(settings: EvaluationSettings, images: int, free: Sequence[Mapping[str, float]]) -> EvaluationSettings:
-    """The settings with the number of actors and their GPU share decided by what each node has beside training."""
-    share = settings.gpus_per_actor
-    if share is None:
-        share = GPU_SHARE if any(node.get("GPU", 0.0) >= 1 for node in free) else 0.0
-    actors = settings.actors
-    if actors is None:
-        rooms = [node.get("CPU", 0.0) / settings.cpus_per_actor for node in free]
-        if share:
-            rooms = [min(room, node.get("GPU", 0.0) / share) for room, node in zip(rooms, free, strict=True)]
-        actors = max(1, min(sum(map(int, rooms)), math.ceil(images / IMAGES_PER_ACTOR)))
-    return settings.model_copy(update={"actors": actors, "gpus_per_actor": share})
 
 
 @dataclass(frozen=True)
@@ -91,7 +68,7 @@ class Pool:
         """Start the actors; each decodes its share of ``split`` meanwhile.
 
         Args:
-            settings: as ``sized`` gave them.
+            settings: as ``capacity.choose_actor_count`` gave them.
             manifest: the data set.
             split: which of its splits.
             lpips: what ``find_lpips`` found.
@@ -127,7 +104,7 @@ class Pool:
         config = checkpoints.read_config(url).model_copy(update={"evaluation": self.settings})
         networks = checkpoints.load_candidates(url, config.network)
         if "averaged" not in networks:
-            terminal.say(f"{url}: has no {checkpoints.TEACHER}, so that only the student is scored")
+            terminal.log(f"{url}: has no {checkpoints.TEACHER}, so that only the student is scored")
         shared = Shared(self.lpips, ray.put(networks))
         found = self._each(url, lambda actor, key: actor.score.remote(key, shared), progress=progress)
         table = self._table(url, _step_of(url), found)
@@ -142,10 +119,10 @@ class Pool:
         )
         return self._table(url, 0, found)
 
-    def tell(self, run: str, table: Table, seconds: float) -> None:
-        """Tell Prometheus a checkpoint's scores and how long they took, by an actor, which lasts as long as the run."""
-        told = self.actors[0].tell.remote(run, table, seconds)
-        ray.wait([told], timeout=TELL_S)  # it may be stopped right after
+    def record_metrics(self, run: str, table: Table, seconds: float) -> None:
+        """Record for Prometheus a checkpoint's scores and how long they took, by an actor, which lasts."""
+        recorded = self.actors[0].record_metrics.remote(run, table, seconds)
+        ray.wait([recorded], timeout=METRICS_S)  # it may be stopped right after
 
     def _each(
         self, url: str, task: Task, *, keys: Collection[str] | None = None, progress: bool = False
@@ -162,7 +139,7 @@ class Pool:
     def _table(self, url: str, step: int, found: Mapping[str, list[Row]]) -> Table:
         """All rows, image by image, those included that only say why an image could not be scored."""
         common = {"checkpoint": storage.name_of(url), "step": step, "split": self.split, "data": self.data}
-        return scores.table_of([row | common for key in sorted(found) for row in found[key]])
+        return scores.to_table([row | common for key in sorted(found) for row in found[key]])
 
     def _store_pictures(self, url: str, values: pd.Series, shared: Shared) -> None:
         """Pictures of the best and the worst images by ``values``, and of some fixed ones, and a grid of the latter."""
@@ -186,38 +163,6 @@ class Pool:
         keys = sorted(key for share in self.shares for key in share)
         count = min(count, len(keys))
         return [keys[index * len(keys) // count] for index in range(count)]
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Ray Train's validation function: scores a checkpoint and frees the weights of those that are not kept."""
-
-    config: Config
-    pool: Pool
-
-    def __call__(self, checkpoint: ray.train.Checkpoint) -> dict[str, float]:
-        """Score the checkpoint; Ray Train, which has no use for scores, gets none."""
-        try:
-            self.score(storage.join(self.config.run.url, storage.name_of(checkpoint.path)))
-        except JobInterruptedError:
-            pass  # it is scored when the run continues
-        except MachineError as error:
-            terminal.say(str(error))  # it is scored when training is over
-        return {}
-
-    def score(self, url: str) -> None:
-        """Score the run's checkpoint at ``url``."""
-        began = time.monotonic()
-        scored = self.pool.score(url)
-        self.pool.tell(self.config.run.name, scored, time.monotonic() - began)
-        score = float(score_of_images(scored, self.config).mean(skipna=False))
-        table = scores.put_together(self.config.run.url)
-        prune(self.config, table[table["data"] == self.pool.data])
-        ranking, step = self.config.checkpoint, int(scored["step"].iloc[0])
-        terminal.say(
-            f"{storage.name_of(url)} scored: {ranking.ranking} {score:.4f}",
-            score=f"{ranking.weights} {ranking.metric.upper()} {score:.4g} (checkpoint {step})",
-        )
 
 
 def _step_of(url: str) -> int:

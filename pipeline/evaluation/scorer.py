@@ -20,11 +20,11 @@ from torch import Tensor
 from iaml import AutoEncoder, enhance, score
 from iaml.metrics import eight_bit_levels
 from pipeline.data.manifest import Manifest, load_manifest
-from pipeline.data.pairs import Pair, read_pair
+from pipeline.data.pairs import PairPixels, read_pair
 from pipeline.evaluation.failures import FAILURES, MachineError, cause_of
 from pipeline.evaluation.lpips import Lpips
 from pipeline.evaluation.lpips_weights import BackboneWeights, LpipsUnavailable, find_backbone
-from pipeline.run.history import BRIGHTEST_ERROR, VIEWS
+from pipeline.run.pictures import BRIGHTEST_ERROR, VIEWS
 from pipeline.run.scores import Table, means
 from pipeline.settings.evaluation import OVERLAP, PRECISION, EvaluationSettings, Split
 from pipeline.telemetry import Telemetry
@@ -109,7 +109,7 @@ class Scorer:
         self._settings = settings
         self._gamma = gamma
         self._device = device
-        self._pairs: dict[str, Pair] = {}
+        self._pairs: dict[str, PairPixels] = {}
         self._baselines: dict[str, list[Row]] = {}
         self._lpips: Lpips | str = "not fetched yet"
         self._networks: dict[str, AutoEncoder] = {}
@@ -127,13 +127,13 @@ class Scorer:
         if self._is_spent:
             os._exit(1)
 
-    def tell(self, run: str, table: Table, seconds: float) -> None:
-        """Tell Prometheus the scores of a run's newest checkpoint, and how long they took."""
+    def record_metrics(self, run: str, table: Table, seconds: float) -> None:
+        """Record for Prometheus the scores of a run's newest checkpoint, and how long they took."""
         images, step = table["key"].nunique(), int(table["step"].max())
-        Telemetry(run=run).tell({"scored_step": step, "scored_images": images, "scoring_s": seconds})
+        Telemetry(run=run).record({"scored_step": step, "scored_images": images, "scoring_s": seconds})
         for (protocol, metric), column in means(table).items():
             for method, value in column.items():
-                Telemetry(run=run, method=method, protocol=protocol).tell({f"score_{metric}": value})
+                Telemetry(run=run, method=method, protocol=protocol).record({f"score_{metric}": value})
 
     def score(self, key: str, shared: Shared) -> list[Row]:
         """The rows of one image by ``input``, ``gamma``, ``student`` and ``averaged``."""
@@ -237,7 +237,7 @@ class Scorer:
         low, clean = (self._tensor(image) for image in self._pair(key))
         return low, clean
 
-    def _pair(self, key: str) -> Pair:
+    def _pair(self, key: str) -> PairPixels:
         if key not in self._pairs:
             self._pairs[key] = read_pair(self._url, self._records[key])
         return self._pairs[key]

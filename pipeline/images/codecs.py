@@ -71,12 +71,12 @@ def decode_rgb(data: bytes | memoryview) -> Decoded:
 
 def read_image(path: Path) -> Decoded:
     """An image file as ``decode_rgb`` gives it; a ``ValueError`` names the file."""
-    with _named(path):
+    with _name_file(path):
         return decode_rgb(path.read_bytes())
 
 
 def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """The pixels alone of ``read_image``; what is amiss with the orientation is logged."""
+    """The pixels alone of ``read_image``; problems with the orientation are logged."""
     image = read_image(path)
     if not image.orientation_known:
         logger.warning("%s: its orientation can't be read; it is taken as upright", path)
@@ -90,9 +90,9 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def stored_png(path: Path) -> tuple[bytes, bool]:
+def to_stored_png(path: Path) -> tuple[bytes, bool]:
     """The bytes that a shard holds for an image file, and whether they had to be converted."""
-    with _named(path):
+    with _name_file(path):
         data = path.read_bytes()
         # The header's bit depth and colour type, always the bytes 24 and 25.
         if data.startswith(PNG_SIGNATURE) and data[24:26] == b"\x08\x02":
@@ -101,7 +101,7 @@ def stored_png(path: Path) -> tuple[bytes, bool]:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _name_file(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
@@ -122,7 +122,7 @@ def _decode(data: bytes | memoryview) -> Decoded:
     # the size of a TIFF is that of the turned image, that of its copy is that of its pixels
     flat = image.copy() if image.format == "TIFF" else image
     pixels = np.asarray(flat if flat.mode == "RGB" else flat.convert("RGB"))  # which would copy what is RGB
-    return Decoded(_turned(pixels, orientation or 1), flat.mode != "RGB", known)
+    return Decoded(_turn_upright(pixels, orientation or 1), flat.mode != "RGB", known)
 
 
 def _is_deep(image: Image.Image, data: bytes | memoryview) -> bool:
@@ -204,7 +204,7 @@ def _tiff_orientation(tiff: bytes | memoryview) -> int | None:
     return 0
 
 
-def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+def _turn_upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     """The image as it is to be seen, whose first row and column lie as EXIF's orientation says."""
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)

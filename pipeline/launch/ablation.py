@@ -47,8 +47,6 @@ def configs_of(base: Config, arms: Sequence[str], seeds: Sequence[int]) -> list[
         if arm != REFERENCE and Config.model_validate(settings) == base:
             continue
         for seed in dict.fromkeys(seeds):
-            settings["run"].update(name=f"{arm}-seed{seed}", storage=base.run.url, seed=seed)
-            # runs that start side by side would each count on the same free cores
-            settings["evaluation"]["actors"] = base.evaluation.actors or 1
+            settings["run"].update(name=f"{arm}-seed{seed}", root=base.run.url, seed=seed)
             configs.append(Config.model_validate(settings))
     return configs

@@ -1,5 +1,9 @@
-"""What room a Ray cluster has: the devices of a run, the nodes of its parts, and how many runs fit at the same time."""
+"""Capacity, which is decided here alone: what a run takes of a Ray cluster, and how much of it fits.
 
+A run is made of parts, its workers and its evaluation actors, each of which must fit into one node.
+"""
+
+import math
 import time
 from collections.abc import Mapping, Sequence
 
@@ -10,20 +14,26 @@ from ray.autoscaler.v2.utils import is_autoscaler_v2
 
 from pipeline import interruption, terminal
 from pipeline.data.manifest import Manifest
-from pipeline.evaluation.pool import sized
 from pipeline.settings.config import AnyConfig, Config
+from pipeline.settings.evaluation import EvaluationSettings
 
 AUTOSCALER_S = 600.0  # in which a cloud has brought up a node with a GPU and its image, or has none
 POLL_S = 1.0
+IMAGES_PER_ACTOR = 4  # fewer are not worth an actor's start
+GPU_SHARE = 0.5
 
 
 def cpus_needed(config: Config) -> int:
     """CPU cores that a run takes at least."""
-    run, evaluation = config.run, config.evaluation
-    return run.workers * run.cpus_per_worker + (evaluation.actors or 1) * evaluation.cpus_per_actor
+    return config.run.workers * config.run.cpus_per_worker + cpus_for_actors(config.evaluation)
 
 
-def with_devices(config: AnyConfig, manifests: Sequence[Manifest], runs: int = 1) -> AnyConfig:
+def cpus_for_actors(evaluation: EvaluationSettings) -> int:
+    """CPU cores that the evaluation actors take at least."""
+    return (evaluation.actors or 1) * evaluation.cpus_per_actor
+
+
+def choose_devices(config: AnyConfig, manifests: Sequence[Manifest], runs: int = 1) -> AnyConfig:
     """The settings with ``run.use_gpu`` and the evaluation actors decided by what the cluster has.
 
     Waits for nodes that ``runs`` such runs at the same time need, if the cluster may get them.
@@ -37,10 +47,10 @@ def with_devices(config: AnyConfig, manifests: Sequence[Manifest], runs: int = 1
         run.use_gpu if run.use_gpu is not None else ray.cluster_resources().get("GPU", 0.0) >= run.workers + needed
     )
     config = config.model_copy(update={"run": run.model_copy(update={"use_gpu": use_gpu})})
-    worker, actor = _parts(config)
-    wait_for(([worker] * run.workers + [actor] * (evaluation.actors or 1)) * runs, run.wait_s)
+    wait_for(_parts(config) * runs, run.wait_s)
     check(cpus_needed(config), run.workers * use_gpu + needed)
     free = free_on_nodes()
+    worker, actor = _worker(config), _actor(evaluation)
     for name, part in (("run.workers", worker), ("evaluation.actors", actor)):
         if not any(_take({"": node}, [part]) for node in _nodes().values()):
             raise ValueError(
@@ -48,7 +58,73 @@ def with_devices(config: AnyConfig, manifests: Sequence[Manifest], runs: int = 1
             )
     beside = list(free.values()) if _take(free, [worker] * run.workers) else []
     images = int(manifests[0].split(config.checkpoint.split).pairs.sum())
-    return config.model_copy(update={"evaluation": sized(evaluation, images, beside)})
+    return config.model_copy(update={"evaluation": choose_actor_count(evaluation, images, beside)})
+
+
+def fit_to_cluster(
+    config: AnyConfig, manifests: Sequence[Manifest], concurrent: int | None = None
+) -> tuple[AnyConfig, int]:
+    """The settings of many runs with devices, as each run takes them, and how many run at the same time.
+
+    Args:
+        config: of one of the runs. Each would count on the same free cores for its actors, so that one actor is taken
+            where their number is left open.
+        manifests: of the data sets.
+        concurrent: runs at the same time; by default as many as fit.
+
+    Raises:
+        ValueError: the cluster has too little for one, or for so many.
+    """
+    evaluation = config.evaluation.model_copy(update={"actors": config.evaluation.actors or 1})
+    config = choose_devices(config.model_copy(update={"evaluation": evaluation}), manifests, concurrent or 1)
+    room = count_runs(config)
+    if concurrent and concurrent > room:
+        raise ValueError(
+            f"{concurrent} runs at the same time are asked for, the Ray cluster has room for {room}; ask for fewer, "
+            "lower run.workers or run.cpus_per_worker, or add nodes"
+        )
+    return config, concurrent or room
+
+
+def copy_devices(source: Config, config: Config) -> Config:
+    """The settings of a run with the devices of another one, which ``choose_devices`` decided."""
+    actors = source.evaluation.model_dump(include={"actors", "gpus_per_actor"})
+    return config.model_copy(
+        update={
+            "run": config.run.model_copy(update={"use_gpu": source.run.use_gpu}),
+            "evaluation": config.evaluation.model_copy(update=actors),
+        }
+    )
+
+
+def choose_actors(evaluation: EvaluationSettings, images: int) -> EvaluationSettings:
+    """The settings with as many evaluation actors for ``images`` images as have room where nothing is trained.
+
+    Waits for nodes that the actors need, if the cluster may get them.
+
+    Raises:
+        ValueError: the cluster has too little.
+    """
+    parts = [_actor(evaluation)] * (evaluation.actors or 1)
+    wait_for(parts)
+    check(cpus_for_actors(evaluation), sum(part["GPU"] for part in parts))
+    return choose_actor_count(evaluation, images, list(free_on_nodes().values()))
+
+
+def choose_actor_count(
+    settings: EvaluationSettings, images: int, free: Sequence[Mapping[str, float]]
+) -> EvaluationSettings:
+    """The settings with the number of actors and their GPU share decided by what each node has beside training."""
+    share = settings.gpus_per_actor
+    if share is None:
+        share = GPU_SHARE if any(node.get("GPU", 0.0) >= 1 for node in free) else 0.0
+    actors = settings.actors
+    if actors is None:
+        rooms = [node.get("CPU", 0.0) / settings.cpus_per_actor for node in free]
+        if share:
+            rooms = [min(room, node.get("GPU", 0.0) / share) for room, node in zip(rooms, free, strict=True)]
+        actors = max(1, min(sum(map(int, rooms)), math.ceil(images / IMAGES_PER_ACTOR)))
+    return settings.model_copy(update={"actors": actors, "gpus_per_actor": share})
 
 
 def wait_for(parts: Sequence[dict[str, float]], limit_s: float | None = None) -> None:
@@ -59,14 +135,14 @@ def wait_for(parts: Sequence[dict[str, float]], limit_s: float | None = None) ->
         limit_s: seconds to wait; by default ``AUTOSCALER_S`` where there is an autoscaler, else 0.
 
     Raises:
-        JobInterruptedError: the job is asked to make way.
+        JobInterruptedError: the job is asked to stop.
     """
     limit_s = AUTOSCALER_S * is_autoscaler_v2() if limit_s is None else limit_s
     if not limit_s or _take(_nodes(), parts):
         return
     totals = {name: sum(part.get(name, 0.0) for part in parts) for name in ("CPU", "GPU")}
     wanted = " and ".join(f"{amount:g} {name}s" for name, amount in totals.items() if amount)
-    terminal.say(f"waiting up to {limit_s:g} s for nodes with {wanted} (run.wait_s)")
+    terminal.log(f"waiting up to {limit_s:g} s for nodes with {wanted} (run.wait_s)")
     request_resources(bundles=[{name: amount for name, amount in part.items() if amount} for part in parts])
     deadline = time.monotonic() + limit_s
     try:
@@ -98,31 +174,33 @@ def _nodes() -> dict[str, dict[str, float]]:
     return {node["NodeID"]: dict(node["Resources"]) for node in ray.nodes() if node["Alive"]}
 
 
-def beside_training(config: Config) -> list[str]:
+def nodes_for_actors(config: Config) -> list[str]:
     """A node for each evaluation actor, so that all workers find room beside them; none where there is no such room."""
-    worker, actor = _parts(config)
-    taken = _take(free_on_nodes(), [worker] * config.run.workers + [actor] * (config.evaluation.actors or 1))
-    return taken[config.run.workers :]
+    return _take(free_on_nodes(), _parts(config))[config.run.workers :]
 
 
-def runs_at_once(config: Config) -> int:
-    """How many runs of these settings, as ``with_devices`` gave them, the cluster has room for at the same time.
+def count_runs(config: Config) -> int:
+    """How many runs of these settings, as ``choose_devices`` gave them, the cluster has room for at the same time.
 
-    Each worker and each actor must fit into a node; one run is taken to have room.
+    One run is taken to have room.
     """
-    worker, actor = _parts(config)
-    parts = [worker] * config.run.workers + [actor] * (config.evaluation.actors or 1)
     free, count = free_on_nodes(), 0
-    while _take(free, parts):
+    while _take(free, _parts(config)):
         count += 1
     return max(1, count)
 
 
-def _parts(config: Config) -> tuple[dict[str, float], dict[str, float]]:
-    """What each worker and each evaluation actor takes of a node."""
-    run, evaluation = config.run, config.evaluation
-    worker = {"CPU": float(run.cpus_per_worker), "GPU": float(bool(run.use_gpu))}
-    return worker, {"CPU": float(evaluation.cpus_per_actor), "GPU": evaluation.gpus_per_actor or 0.0}
+def _parts(config: Config) -> list[dict[str, float]]:
+    """What each worker, then each evaluation actor takes of a node."""
+    return [_worker(config)] * config.run.workers + [_actor(config.evaluation)] * (config.evaluation.actors or 1)
+
+
+def _worker(config: Config) -> dict[str, float]:
+    return {"CPU": float(config.run.cpus_per_worker), "GPU": float(bool(config.run.use_gpu))}
+
+
+def _actor(evaluation: EvaluationSettings) -> dict[str, float]:
+    return {"CPU": float(evaluation.cpus_per_actor), "GPU": evaluation.gpus_per_actor or 0.0}
 
 
 def _take(nodes: Mapping[str, dict[str, float]], parts: Sequence[dict[str, float]]) -> list[str]:

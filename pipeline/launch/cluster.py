@@ -4,20 +4,62 @@ import contextlib
 import os
 import re
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import grpc
 import ray
+import ray.train
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.services import canonicalize_bootstrap_address
 from ray.core.generated.gcs_service_pb2 import CheckAliveRequest
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+from ray.exceptions import RayError, RayTaskError
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
-from pipeline import terminal
+from pipeline import interruption, terminal
 
 LIMIT_S = 30.0  # Ray itself tries for a quarter of an hour
 SOCKET = "ray/session_2000-01-01_00-00-00_000000_0000000/sockets/plasma_store"  # the longest path below Ray's folder
 SOCKET_BYTES = 107  # that a path may have on Linux
 HOW = "set it to HOST:PORT of a Ray head (port 6379 by default), or unset it for a Ray on this machine"
+
+
+@contextmanager
+def session(cpus: int, log: str | None, *, quiet: bool = False) -> Iterator[None]:
+    """Within, Ray runs: the cluster that RAY_ADDRESS names, or one on this machine for the time being.
+
+    On this machine Ray's count of CPUs is raised to the ``cpus`` that are asked for, since they may be shared.
+    SIGTERM and Ctrl-C shut down gracefully what runs within, and end the process with ``interruption.STATUS``.
+
+    Args:
+        cpus: CPU cores that are needed.
+        log: URL of the file for all that is not meant for the terminal; none keeps it only where something fails.
+        quiet: leave what tasks and actors say to the log.
+
+    Raises:
+        ValueError: no Ray head answers at RAY_ADDRESS, or Ray can't start here.
+        SystemExit: something failed in Ray that the caller has no answer to; says why in a line.
+    """
+    with terminal.session(log):
+        connect(cpus)
+        try:
+            # Ray has put its own handlers in place by now
+            with terminal.relay(shown=not quiet), interruption.graceful_shutdown():
+                yield
+        except (RayError, ray.train.TrainingFailedError) as error:
+            raise SystemExit(f"failed: {describe_failure(error)}") from error
+        finally:
+            ray.shutdown()
+
+
+def describe_failure(error: Exception) -> str:
+    """Why something failed in Ray, in one line for each cause."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, ray.train.WorkerGroupError):
+        causes = {_last_line(failure) for failure in cause.worker_failures.values()}
+        return "; ".join(sorted(causes))
+    return _last_line(cause)
 
 
 def connect(cpus: int) -> None:
@@ -42,7 +84,7 @@ def connect(cpus: int) -> None:
         context = ray.init()
         place = f"at {ray.get_runtime_context().gcs_address}"
     dashboard = f", dashboard http://{context.dashboard_url}" if context.dashboard_url else ""
-    terminal.say(f"Ray {ray.__version__} {place}{dashboard}")
+    terminal.log(f"Ray {ray.__version__} {place}{dashboard}")
 
 
 def check_socket_paths() -> None:
@@ -101,3 +143,22 @@ def _problem(address: str, host: str, port: int) -> str:
             if error.code() != grpc.StatusCode.UNAUTHENTICATED:  # Ray itself finds tokens, and says where it looks
                 return f"the Ray head doesn't answer: {error.details()}"
     return ""
+
+
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+
+
+@contextmanager
+def propagate_address() -> Iterator[None]:
+    """Within, Ray Train tells its processes of this Ray; they would look for any on the machine, and find several."""
+    before = os.environ.get("RAY_ADDRESS")
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
+    try:
+        yield
+    finally:
+        ENV_VARS_TO_PROPAGATE.discard("RAY_ADDRESS")
+        del os.environ["RAY_ADDRESS"]
+        if before is not None:
+            os.environ["RAY_ADDRESS"] = before

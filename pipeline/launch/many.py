@@ -10,9 +10,9 @@ from ray.exceptions import RayError
 
 from pipeline import interruption, storage, terminal
 from pipeline.data.manifest import load_manifest
-from pipeline.launch import capacity, trainer
-from pipeline.launch.provenance import find_start
-from pipeline.run import history, lease
+from pipeline.launch import capacity, cluster, preflight, trainer
+from pipeline.launch.provenance import collect_provenance, find_initial_weights
+from pipeline.run import history, lease, record
 from pipeline.settings.config import Config
 
 
@@ -21,8 +21,8 @@ class Training:
     """Trains and scores a run, called with its settings inside a Ray task.
 
     Attributes:
-        provenance: what ``trainer.provenance_of`` gave.
-        lpips: reference to what ``trainer.check_scores`` gave.
+        provenance: what ``collect_provenance`` gave.
+        lpips: reference to what ``preflight.check_scores`` gave.
     """
 
     provenance: dict[str, Any]
@@ -31,61 +31,49 @@ class Training:
     def __call__(self, config: Config) -> None:
         """Returns when the last step is done and every checkpoint is scored; raises what ``trainer.train`` raises."""
         manifests = [load_manifest(url) for url in config.data.urls]
-        config = capacity.with_devices(config, manifests)
+        config = capacity.choose_devices(config, manifests)
         with lease.hold(config.run.url) as lease_id:
             trainer.train(config, manifests, self.provenance, ray.get(self.lpips), lease_id)
 
 
-def train_all(configs: Sequence[Config], at_once: int | None) -> dict[str, str]:
+def train_all(configs: Sequence[Config], concurrent: int | None) -> dict[str, str]:
     """Train all runs that are not finished, as many at the same time as the cluster has room for.
 
     Args:
         configs: the runs, which differ in anything but their data.
-        at_once: how many; by default as many as fit.
+        concurrent: how many; by default as many as fit.
 
     Returns:
         The reason of each run that failed, by its name; the same call tries it again.
 
     Raises:
         ValueError: a run can't be started.
-        JobInterruptedError: the job is asked to make way; the same call continues.
+        JobInterruptedError: the job is asked to stop; the same call resumes.
     """
-    manifests = trainer.check_data(configs[0])
-    provenance = trainer.provenance_of(manifests, find_start(configs[0]))
+    manifests = preflight.check_data(configs[0])
+    provenance = collect_provenance(manifests, find_initial_weights(configs[0]))
     for config in configs:
-        trainer.check_run(config, provenance)
+        record.check_run(config, provenance)
     waiting = [each for each in configs if not history.is_finished(each.run.url, each.train.steps)]
     if not waiting:
         return {}
-    lpips = trainer.check_scores(configs[0].evaluation, configs[0].checkpoint.metric)
+    lpips = preflight.check_scores(configs[0].evaluation, configs[0].checkpoint.metric)
     failed = {}
-    log = storage.join(configs[0].run.storage, terminal.LOG)
-    with trainer.cluster(capacity.cpus_needed(configs[0]) * (at_once or 1), log, quiet=True):
-        # once, since what is free changes as runs start, and arms scored on different devices don't compare
-        first = capacity.with_devices(configs[0], manifests, at_once or 1)
-        waiting = [on_devices_of(first, config) for config in waiting]
-        trainer.check_cluster(first, manifests)
-        limit = at_once or capacity.runs_at_once(first)
+    log = storage.join(configs[0].run.root, terminal.LOG)
+    with cluster.session(capacity.cpus_needed(configs[0]) * (concurrent or 1), log, quiet=True):
+        # once, since what is free changes as runs start, and runs scored on different devices don't compare
+        first, concurrent = capacity.fit_to_cluster(configs[0], manifests, concurrent)
+        waiting = [capacity.copy_devices(first, config) for config in waiting]
+        preflight.check_cluster(first, manifests)
         training = Training(provenance, ray.put(lpips))
-        with terminal.bar(title=f"runs, {limit} at a time", total=len(waiting), unit="run") as bar:
-            for name, failure in _in_turn(waiting, limit, training):
-                terminal.say(f"{name}: {failure or 'trained and scored'}")
+        with terminal.bar(title=f"runs, {concurrent} at a time", total=len(waiting), unit="run") as bar:
+            for name, failure in _in_turn(waiting, concurrent, training):
+                terminal.log(f"{name}: {failure or 'trained and scored'}")
                 bar.update()
                 if failure:
                     failed[name] = failure
         interruption.check()
     return failed
-
-
-def on_devices_of(first: Config, config: Config) -> Config:
-    """The settings of a run with the devices of another one, which ``capacity.with_devices`` decided."""
-    actors = first.evaluation.model_dump(include={"actors", "gpus_per_actor"})
-    return config.model_copy(
-        update={
-            "run": config.run.model_copy(update={"use_gpu": first.run.use_gpu}),
-            "evaluation": config.evaluation.model_copy(update=actors),
-        }
-    )
 
 
 def start(train: Callable[[Config], None], config: Config, max_retries: int = 0) -> ray.ObjectRef:
@@ -102,12 +90,12 @@ def start(train: Callable[[Config], None], config: Config, max_retries: int = 0)
     return ray.remote(**options)(_call).remote(train, config)
 
 
-def _in_turn(configs: Sequence[Config], limit: int, training: Training) -> Iterator[tuple[str, str | None]]:
-    """Train the runs, ``limit`` at a time; each one's name as it ends, with the reason where it failed."""
+def _in_turn(configs: Sequence[Config], concurrent: int, training: Training) -> Iterator[tuple[str, str | None]]:
+    """Train the runs, ``concurrent`` at a time; each one's name as it ends, with the reason where it failed."""
     waiting = deque(configs)
     running: dict[ray.ObjectRef, str] = {}
     while running or (waiting and not interruption.requested()):
-        while waiting and len(running) < limit and not interruption.requested():
+        while waiting and len(running) < concurrent and not interruption.requested():
             config = waiting.popleft()
             running[start(training, config)] = config.run.name
         (done,), _ = ray.wait(list(running), num_returns=1)
@@ -115,7 +103,7 @@ def _in_turn(configs: Sequence[Config], limit: int, training: Training) -> Itera
         try:
             ray.get(done)
         except RayError as error:
-            yield name, trainer.reason(error)
+            yield name, cluster.describe_failure(error)
         else:
             yield name, None
 

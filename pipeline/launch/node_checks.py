@@ -1,6 +1,6 @@
 """Checks every node of a Ray cluster before anything expensive starts: its packages, and the storage that it needs.
 
-the driver leaves a note beside the runs -> a small task on each node looks around -> one error says all that is amiss
+the driver leaves a note beside the runs -> a small task on each node looks around -> one error lists all problems
 """
 
 import dataclasses
@@ -18,6 +18,8 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.reporting.text_table import TextTable
+
 # All else is imported where it is used: a node that lacks a package must still be able to say so.
 if TYPE_CHECKING:
     from pipeline.data.manifest import Manifest
@@ -29,9 +31,12 @@ ALIKE = (
     "webdataset", "lpips", "optuna", "s3fs", "botocore", "xxhash",
 )  # fmt: skip
 # in any version
-PRESENT = ("matplotlib", "opencv-python-headless", "psycopg", "pyyaml", "scikit-image", "scipy", "tensorboard", "tqdm")
+PRESENT = (
+    "jinja2", "matplotlib", "opencv-python-headless", "psycopg", "pyyaml", "scikit-image", "scipy", "tensorboard",
+    "tqdm",
+)  # fmt: skip
 MISSING = "missing"
-PATIENCE_S = 120.0  # a first task starts a process, and its imports may come from a slow shared disk
+TIMEOUT_S = 120.0  # a first task starts a process, and its imports may come from a slow shared disk
 MOST_NAMES, MOST_LINES = 3, 10
 
 Versions = dict[str, str]
@@ -56,7 +61,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class Finding:
-    """What is installed on a node, and what is amiss there."""
+    """What is installed on a node, and its problems."""
 
     versions: Versions
     problems: Sequence[str]
@@ -76,41 +81,41 @@ def check_nodes(
         use_gpu: nodes with GPUs train, instead of those with CPUs.
 
     Raises:
-        ValueError: something is amiss; says on which nodes, why, and what to do.
+        ValueError: there are problems; says on which nodes, why, and what to do.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
     alone = [node["NodeID"] for node in nodes] == [ray.get_runtime_context().get_node_id()]
     if alone and "RAY_ADDRESS" not in os.environ:
         return
     found = {} if alone else _ask_all(nodes, manifests, runs, cache, use_gpu)
-    amiss = describe(found, installed(), locked(LOCK))
-    if amiss:
-        raise ValueError(amiss)
+    problems = describe(found, installed_versions(), read_lock(LOCK))
+    if problems:
+        raise ValueError(problems)
 
 
-def installed() -> Versions:
+def installed_versions() -> Versions:
     """Versions of the packages that matter, in this process's environment."""
     return {name: _installed(name) for name in (*ALIKE, *PRESENT)}
 
 
-def locked(file: Path) -> Versions:
+def read_lock(file: Path) -> Versions:
     """What the lock file pins; nothing where the code lies without it, as when it is installed."""
     text = file.read_text() if file.exists() else ""
     return dict(re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE))
 
 
-def look(needs: Needs) -> Finding:
-    """What a node has and what is amiss there, asked on it."""
+def inspect_node(needs: Needs) -> Finding:
+    """What a node has, and its problems; runs on the node."""
     try:
         # random parts of file names would make one reason look like many
         problems = [re.sub(r"[0-9a-f]{32}", "*", problem) for problem in _problems(needs)]
     except ImportError as error:
         problems = [f"a package is missing or broken: {error}"]
-    return Finding(installed(), problems)
+    return Finding(installed_versions(), problems)
 
 
 def describe(found: Mapping[str, Finding], driver: Versions, lock: Versions) -> str:
-    """What is amiss, in a few lines however many nodes there are; empty when nothing is.
+    """The problems, in a few lines however many nodes there are; empty when nothing is.
 
     Args:
         found: by the nodes' names.
@@ -121,15 +126,16 @@ def describe(found: Mapping[str, Finding], driver: Versions, lock: Versions) -> 
     for name, finding in found.items():
         for problem in finding.problems:
             problems.setdefault(problem, []).append(name)
-    lines = [f"{_some(names)}: {problem}" for problem, names in problems.items()]
+    lines = [f"{_name_some(names)}: {problem}" for problem, names in problems.items()]
     if len(lines) > MOST_LINES:
         lines[MOST_LINES:] = [f"and {len(lines) - MOST_LINES} more"]
     rows = list(_version_rows({name: each.versions for name, each in found.items() if each.versions}, driver, lock))
     if rows:
-        lines += _columns([("package", "requirements.lock" if lock else "", "driver", "nodes"), *rows])
+        columns = ["package", "requirements.lock" if lock else "", "driver", "nodes"]
         instead = ", or change it to what the cluster has" if lock else ""
-        lines.append(f"these packages must agree: install requirements.lock where they differ{instead}")
-    return "\n  ".join(["not all nodes of the Ray cluster can take part:", *lines]) if lines else ""
+        note = f"these packages must agree: install requirements.lock where they differ{instead}"
+        lines += str(TextTable("", columns, rows, [note], texts=len(columns))).splitlines()
+    return "\n  ".join(["cluster preflight failed:", *lines]) if lines else ""
 
 
 def _ask_all(
@@ -154,7 +160,7 @@ def _ask_all(
 
 def _ask(nodes: Sequence[dict[str, Any]], needs: Needs, resource: str) -> dict[str, Finding]:
     """What all nodes find, at the same time, by their names; those with ``resource`` train."""
-    task, tasks = ray.remote(num_cpus=0)(look), {}
+    task, tasks = ray.remote(num_cpus=0)(inspect_node), {}
     for node in nodes:
         name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
         if name in tasks:  # one machine may hold several
@@ -162,9 +168,9 @@ def _ask(nodes: Sequence[dict[str, Any]], needs: Needs, resource: str) -> dict[s
         own = needs if node["Resources"].get(resource) else dataclasses.replace(needs, cache=None)
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         tasks[name] = task.options(scheduling_strategy=there).remote(own)
-    answered, _ = ray.wait(list(tasks.values()), num_returns=len(tasks), timeout=PATIENCE_S)
-    silent = Finding({}, [f"no answer in {PATIENCE_S:g} s; look at Ray's logs there, and for a disk that hangs"])
-    return {name: _answer(each) if each in answered else silent for name, each in tasks.items()}
+    answered, _ = ray.wait(list(tasks.values()), num_returns=len(tasks), timeout=TIMEOUT_S)
+    unresponsive = Finding({}, [f"no answer in {TIMEOUT_S:g} s; look at Ray's logs there, and for a disk that hangs"])
+    return {name: _answer(each) if each in answered else unresponsive for name, each in tasks.items()}
 
 
 def _answer(task: ray.ObjectRef) -> Finding:
@@ -232,7 +238,7 @@ def _version_rows(
             if not _serves(package, versions[package], wanted):
                 differing.setdefault(versions[package], []).append(name)
         if differing or not _serves(package, driver[package], wanted):
-            where = "; ".join(f"{found} on {_some(names)}" for found, names in sorted(differing.items()))
+            where = "; ".join(f"{found} on {_name_some(names)}" for found, names in sorted(differing.items()))
             yield package, lock.get(package, ""), driver[package], where
 
 
@@ -249,11 +255,6 @@ def _installed(package: str) -> str:
         return MISSING
 
 
-def _some(names: Sequence[str]) -> str:
+def _name_some(names: Sequence[str]) -> str:
     rest = len(names) - MOST_NAMES
     return ", ".join(names[:MOST_NAMES]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

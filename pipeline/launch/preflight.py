@@ -1,4 +1,4 @@
-"""Checks of a run against its data, so that nothing which the data sets' tables tell is found out by its workers."""
+"""What is checked before anything expensive starts: data sets, LPIPS weights, and every node of the cluster."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -7,14 +7,48 @@ import pyarrow.compute as pc
 
 from iaml.similarity import SIZES
 from pipeline import storage, terminal
-from pipeline.data.manifest import Manifest, Shards
+from pipeline.data.manifest import Manifest, Shards, load_manifest
 from pipeline.data.order import order_of
 from pipeline.evaluation.lpips import SMALLEST_SIDES
-from pipeline.packing.pairing import listed
+from pipeline.evaluation.lpips_weights import BackboneWeights
+from pipeline.evaluation.scorer import find_lpips
+from pipeline.launch.node_checks import check_nodes
 from pipeline.settings.config import Config
+from pipeline.settings.evaluation import EvaluationSettings
+from pipeline.terminal import bullet_list
 
 
-def check_data(config: Config, manifests: Sequence[Manifest]) -> None:
+def check_data(config: Config) -> tuple[Manifest, ...]:
+    """The manifests of ``config.data.urls``, once they are known to serve; ``ValueError`` with what to do otherwise."""
+    manifests = tuple(load_manifest(url) for url in config.data.urls)
+    _check_data(config, manifests)
+    return manifests
+
+
+def check_scores(evaluation: EvaluationSettings, ranking: str | None = None) -> BackboneWeights | str:
+    """The LPIPS weights, or why there are none, as is said in one line; refuses to rank by a missing score."""
+    found = find_lpips(evaluation)
+    if isinstance(found, str):
+        if ranking == "lpips":
+            raise ValueError(f"checkpoint.metric is lpips, but LPIPS is not available: {found}")
+        terminal.log(f"no LPIPS: {found}")
+    else:
+        terminal.log(f"LPIPS {found.backbone} from {found.source} (sha256 {found.sha256})")
+    return found
+
+
+def check_cluster(config: Config, manifests: Sequence[Manifest]) -> None:
+    """``ValueError`` when a node of the cluster lacks packages, data or storage; problems are named for all nodes.
+
+    Args:
+        config: the run's settings, as ``capacity.choose_devices`` gave them.
+        manifests: of the data sets.
+    """
+    cache = config.data.cache if config.data.cache_gib else None
+    check_nodes(manifests, config.run.root, cache, use_gpu=bool(config.run.use_gpu))
+
+
+def _check_data(config: Config, manifests: Sequence[Manifest]) -> None:
     """``ValueError``, with what to do, where a run cannot train on its data sets or be scored on the first one."""
     training = [manifest.split("train") for manifest in manifests]
     scored = manifests[0].split(config.checkpoint.split)
@@ -37,14 +71,14 @@ def _check_image_sizes(config: Config, manifest: Manifest) -> None:
         small = scored.filter(pc.less(sides, least))
         if not len(small):
             continue
-        keys = listed(f"{row['key']}: {row['width']}x{row['height']}" for row in small.to_pylist())
+        keys = bullet_list(f"{row['key']}: {row['width']}x{row['height']}" for row in small.to_pylist())
         fault = (
             f"{manifest.url}: {name} needs images of at least {least}x{least}, {len(small)} of the "
             f"{config.checkpoint.split} split are smaller"
         )
         if name == "SSIM" or "lpips" in config.rankings:
             raise ValueError(f"{fault}, so that no checkpoint could be ranked; pack again without them:\n{keys}")
-        terminal.say(f"no mean LPIPS: {fault}; pack again without them, or set evaluation.lpips: none:\n{keys}")
+        terminal.log(f"no mean LPIPS: {fault}; pack again without them, or set evaluation.lpips: none:\n{keys}")
 
 
 def _refuse_missing_shards(splits: Sequence[Shards]) -> None:
@@ -57,7 +91,7 @@ def _refuse_missing_shards(splits: Sequence[Shards]) -> None:
         if missing:
             raise ValueError(
                 f"{shards.url}: {len(missing)} of {len(shards)} shards of the {shards.split} split are missing; copy "
-                f"them too, pack the data set again, or set data.on_bad_data: skip:\n{listed(missing)}"
+                f"them too, pack the data set again, or set data.on_bad_data: skip:\n{bullet_list(missing)}"
             )
 
 

@@ -1,5 +1,10 @@
-"""The weights that a new run begins with: a run's, a checkpoint's, or those of a bare ``student.safetensors``."""
+"""What the weights of a run come from: code, data, libraries, and the weights that it begins with, if others'."""
 
+import os
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -7,15 +12,31 @@ import torch
 from iaml import AutoEncoder, NetworkSettings
 from iaml.network import ENCODER_CHANNELS
 from pipeline import storage
+from pipeline.data.manifest import Manifest
 from pipeline.run import checkpoint
 from pipeline.run.checkpoint import SETTINGS
-from pipeline.run.history import Run, best_checkpoint, read_provenance
+from pipeline.run.history import Run, best_checkpoint
+from pipeline.run.record import read_provenance
 from pipeline.settings.config import Config
 
+# the git hash where the code lies without its git: in an environment variable of a job, in a file of an image
+REVISION, REVISION_FILE = "IAML_REVISION", ".revision"
+LIBRARIES = ("torch", "ray", "deepspeed", "numpy", "pillow")
 FIRST = "encoder.levels.0.0.weight"  # the layer whose channels tell the width
 
 
-def find_start(config: Config) -> dict[str, Any] | None:
+def collect_provenance(manifests: Sequence[Manifest], start: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What the weights come from besides the settings: code, data, libraries, what ``find_initial_weights`` found."""
+    return {
+        **({"start_from": start} if start else {}),
+        "git": _git_hash(),
+        "data": [manifest.url for manifest in manifests],
+        "manifest_sha256": [manifest.checksum for manifest in manifests],
+        "libraries": {name: version(name) for name in LIBRARIES},
+    }
+
+
+def find_initial_weights(config: Config) -> dict[str, Any] | None:
     """What ``run.start_from`` names, as provenance records it; none where it is not set.
 
     A run that has begun keeps what it began with, wherever that lies by now and whatever its source has become.
@@ -59,3 +80,15 @@ def _check_network(url: str, weights: checkpoint.Networks, network: NetworkSetti
 def _network_beside(url: str) -> NetworkSettings | None:
     folder = url if checkpoint.kind_of(url) else url.rpartition("/")[0]
     return checkpoint.read_config(folder).network if storage.exists(storage.join(folder, SETTINGS)) else None
+
+
+def _git_hash() -> str:
+    file = Path(__file__).parents[2] / REVISION_FILE
+    recorded = os.environ.get(REVISION) or (file.read_text().strip() if file.exists() else "")
+    if recorded:
+        return recorded
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown (not a git checkout)"

@@ -6,54 +6,16 @@ sRGB -> linear light -> exposure and colour cast -> shot noise -> read noise -> 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field, model_validator
 
-from iaml.settings import Seed, Settings
 from pipeline import storage
 from pipeline.images.codecs import encode_png, read_image
 from pipeline.packing.pairing import images_under, unoriented_warning
+from pipeline.settings.darkening import CameraSettings, DarkenSettings
 from pipeline.terminal import bar
-
-
-class CameraSettings(Settings):
-    """How dark and how noisy the images become; ranges are drawn from anew for every image."""
-
-    least_stops: float = Field(3, description="Least underexposure in stops; each halves the light.", ge=0, le=12)
-    most_stops: float = Field(5, description="Most underexposure in stops.", ge=0, le=12)
-    least_full_well: float = Field(
-        2000, description="Fewest electrons that make white: the lower, the more shot noise.", ge=1
-    )
-    most_full_well: float = Field(12000, description="Most electrons that make white.", ge=1)
-    read_noise: float = Field(3, description="Standard deviation of the read noise in electrons.", ge=0)
-    colour_cast: float = Field(
-        0.15, description="Red and blue are each amplified by exp(u), u uniform within this of 0.", ge=0, le=1
-    )
-    bits: int = Field(12, description="Bits to which the sensor's linear values are quantised.", ge=6, le=16)
-
-    @model_validator(mode="after")
-    def _ranges_are_in_order(self) -> Self:
-        for least, most in (("least_stops", "most_stops"), ("least_full_well", "most_full_well")):
-            if getattr(self, least) > getattr(self, most):
-                raise ValueError(f"{least} {getattr(self, least)} exceeds {most} {getattr(self, most)}")
-        return self
-
-
-class DarkenSettings(Settings):
-    """Which photographs are darkened, where the pairs go, and by what camera."""
-
-    source: storage.LocalPath = Field(description="Folder of photographs, at its root or in train and test folders.")
-    out: storage.LocalPath = Field(description="New or empty folder for the pairs, in low and high folders.")
-    variants: int = Field(1, description="Dark images made of each photograph.", ge=1)
-    max_side: int | None = Field(
-        None, description="Photographs with a longer side, in pixels, are scaled down to it first.", ge=16
-    )
-    seed: Seed = Field(0, description="With a photograph's relative path and the variant, it decides the noise.")
-    camera: CameraSettings = CameraSettings()
 
 
 @dataclass(frozen=True)
@@ -95,7 +57,7 @@ def darken_folder(settings: DarkenSettings) -> DarkenReport:
     unoriented = _check(photographs, settings)
     for path in bar(photographs, title="darkening", total=len(photographs), unit="photo"):
         relative = path.relative_to(settings.source)
-        clean = _scaled(read_image(path).pixels, settings.max_side)
+        clean = _scale(read_image(path).pixels, settings.max_side)
         clean_png = encode_png(clean)
         for variant in range(settings.variants):
             dark = darken(clean, settings.camera, _generator(settings.seed, relative, variant))
@@ -124,7 +86,7 @@ def _generator(seed: int, relative: Path, variant: int) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest, "big"))
 
 
-def _scaled(photo: NDArray[np.uint8], max_side: int | None) -> NDArray[np.uint8]:
+def _scale(photo: NDArray[np.uint8], max_side: int | None) -> NDArray[np.uint8]:
     height, width, _ = photo.shape
     if max_side is None or max(height, width) <= max_side:
         return photo
@@ -154,5 +116,7 @@ def _check(photographs: list[Path], settings: DarkenSettings) -> tuple[Path, ...
         except ValueError as error:
             faults.append(str(error))
     if faults:
-        raise ValueError("nothing was darkened; mend or remove these:\n" + "\n".join(f"  {fault}" for fault in faults))
+        raise ValueError(
+            "nothing was darkened; repair or remove these:\n" + "\n".join(f"  {fault}" for fault in faults)
+        )
     return tuple(unoriented)

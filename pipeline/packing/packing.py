@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,11 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from pydantic import Field, field_validator
 from webdataset import TarWriter
 
-from iaml.settings import Seed, Settings
 from pipeline import storage
 from pipeline.data.manifest import (
     MANIFEST_NAME,
@@ -36,47 +32,14 @@ from pipeline.data.manifest import (
     perceptual_hash,
     write_manifest,
 )
-from pipeline.images.codecs import read_image, stored_png
-from pipeline.packing.pairing import Pair, find_pairs, listed, unoriented_warning
-from pipeline.terminal import bar
+from pipeline.images.codecs import read_image, to_stored_png
+from pipeline.packing.pairing import PairPaths, find_pairs, unoriented_warning
+from pipeline.packing.scenes import CheckedPair, Plan, explain_missing_dev_split, plan_shards
+from pipeline.settings.packing import PackSettings
+from pipeline.terminal import bar, bullet_list
 
 MISPAIRED_LOL_V1 = {"79", "111", "735"}
 WORKERS = min(8, os.cpu_count() or 1)
-
-
-class PackSettings(Settings):
-    """What is packed, where to, and how it is cut into splits and shards."""
-
-    source: storage.LocalPath = Field(description="Folder of pairs: LOL, LSRW, or {train,test}/{low,high}.")
-    out: storage.Url = Field(description="Where shards and manifest go: a local folder or s3://bucket/prefix.")
-    shard_pairs: int = Field(32, description="Most pairs in one shard; shards of a split are evened out.", ge=1)
-    dev_fraction: float = Field(
-        0.1,
-        description="Part of the training pairs held out, by whole scenes, to choose checkpoints.",
-        ge=0,
-        le=0.5,
-    )
-    scene_pattern: str | None = Field(
-        None, description="Regular expression whose first group, found in a pair's key, names its scene."
-    )
-    near_duplicate_bits: int = Field(
-        8,
-        description="Pairs whose clean images' 64-bit hashes differ in at most so many bits are one scene.",
-        ge=0,
-        le=16,
-    )
-    seed: Seed = Field(0, description="Chooses the scenes of the development split.")
-
-    @field_validator("scene_pattern")
-    @classmethod
-    def _has_a_group(cls, pattern: str | None) -> str | None:
-        try:
-            groups = 1 if pattern is None else re.compile(pattern).groups
-        except re.error as error:
-            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
-        if groups < 1:
-            raise ValueError(f"{pattern!r} has no group; put the scene's part in brackets, as in '-([0-9]+)_'")
-        return pattern
 
 
 @dataclass(frozen=True)
@@ -109,34 +72,11 @@ class PackReport:
             lines.append(f"WARNING: no development split, which training needs to choose checkpoints: {self.uncut}")
         if self.near_duplicates:
             lines.append(f"WARNING: {len(self.near_duplicates)} training pairs show a scene of the test split:")
-            lines.append(listed(f"{train} and {test}" for train, test in self.near_duplicates))
+            lines.append(bullet_list(f"{train} and {test}" for train, test in self.near_duplicates))
         if self.mispaired:
             lines.append(f"WARNING: known to be mispaired in LOL-v1: {', '.join(self.mispaired)}")
         lines += [f"data set {self.url}", f"checksum {self.checksum} (of the manifest)"]
         return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class CheckedPair:
-    """A pair whose pixels could be read, and what the manifest says of them."""
-
-    pair: Pair
-    width: int
-    height: int
-    low_luminance: float
-    high_luminance: float
-    low_phash: str
-    high_phash: str
-    unoriented: tuple[Path, ...]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which scene and split each key belongs to, and which pairs lie in which shard."""
-
-    scenes: Mapping[str, str]
-    splits: Mapping[str, str]
-    shards: Mapping[str, Sequence[CheckedPair]]
 
 
 def pack(settings: PackSettings) -> PackReport:
@@ -153,81 +93,20 @@ def pack(settings: PackSettings) -> PackReport:
         return _pack(settings)
     except OSError as error:
         raise ValueError(
-            f"out {settings.out}: the data set was not completed ({error}); pack again when that is mended"
+            f"out {settings.out}: the data set was not completed ({error}); pack again when that is repaired"
         ) from error
 
 
-def check_images(pairs: Sequence[Pair]) -> list[CheckedPair]:
+def check_images(pairs: Sequence[PairPaths]) -> list[CheckedPair]:
     """Decode every image once; one ``ValueError`` names all that can't be read or don't fit."""
     with ThreadPoolExecutor(WORKERS) as pool:
         results = list(bar(pool.map(_check, pairs), title="checking", total=len(pairs), unit="pair"))
     faults = [result for result in results if isinstance(result, str)]
     if faults:
         raise ValueError(
-            "nothing was packed; mend or remove these pairs:\n" + "\n".join(f"  {fault}" for fault in faults)
+            "nothing was packed; repair or remove these pairs:\n" + "\n".join(f"  {fault}" for fault in faults)
         )
     return [result for result in results if isinstance(result, CheckedPair)]
-
-
-def plan_shards(checked: Sequence[CheckedPair], settings: PackSettings) -> Plan:
-    """Decide scene, split and shard of every pair: a pure function of the images and the settings."""
-    names = _scene_names([one.pair.key for one in checked], settings.scene_pattern)
-    scenes = group_scenes(checked, names, settings.near_duplicate_bits)
-    dev_scenes = choose_dev_scenes([one.pair for one in checked], scenes, settings.dev_fraction, settings.seed)
-    splits = {one.pair.key: "dev" if scenes[one.pair.key] in dev_scenes else one.pair.split for one in checked}
-    shards: dict[str, Sequence[CheckedPair]] = {}
-    for split in SPLITS:
-        members = [one for one in checked if splits[one.pair.key] == split]
-        count = -(-len(members) // settings.shard_pairs)
-        for index in range(count):
-            start, end = (len(members) * edge // count for edge in (index, index + 1))
-            shards[f"{split}-{index:06d}.tar"] = members[start:end]
-    return Plan(scenes, splits, shards)
-
-
-def group_scenes(checked: Sequence[CheckedPair], names: Sequence[str | None], bits: int) -> dict[str, str]:
-    """The scene of each key: pairs of one name or with near-duplicate clean images, and all they lead to.
-
-    A scene is called after the first of its keys.
-    """
-    parent = list(range(len(checked)))
-
-    def root(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = index = parent[parent[index]]
-        return index
-
-    def join(one: int, two: int) -> None:
-        first, second = sorted((root(one), root(two)))
-        parent[second] = first
-
-    hashes = np.array([int(one.high_phash, 16) for one in checked], dtype=np.uint64)
-    first_of_name: dict[str, int] = {}
-    for index, name in enumerate(names):
-        if name is not None:
-            join(first_of_name.setdefault(name, index), index)
-        for near in np.flatnonzero(np.bitwise_count(hashes[:index] ^ hashes[index]) <= bits):
-            join(int(near), index)
-    return {one.pair.key: checked[root(index)].pair.key for index, one in enumerate(checked)}
-
-
-def choose_dev_scenes(pairs: Sequence[Pair], scenes: Mapping[str, str], fraction: float, seed: int) -> set[str]:
-    """Whole training scenes that hold about ``fraction`` of the training pairs, at least one of two.
-
-    Scenes that the test split shows too are left to training: a development score on them would say
-    nothing about new scenes.
-    """
-    training = Counter(scenes[pair.key] for pair in pairs if pair.split == "train")
-    free = training.keys() - {scenes[pair.key] for pair in pairs if pair.split == "test"}
-    if fraction == 0 or len(training) < 2 or not free:
-        return set()
-    wanted = fraction * training.total()
-    chosen: set[str] = set()
-    # By hash and not by a generator: the choice stays the same whatever the version of numpy.
-    for scene in sorted(free, key=lambda scene: hashlib.sha256(f"{seed}/{scene}".encode()).digest()):
-        if sum(training[one] for one in chosen) + training[scene] <= wanted:
-            chosen.add(scene)
-    return chosen or {min(free, key=lambda scene: (training[scene], scene))}
 
 
 def build_shard(members: Sequence[CheckedPair], plan: Plan) -> tuple[bytes, int]:
@@ -238,7 +117,7 @@ def build_shard(members: Sequence[CheckedPair], plan: Plan) -> tuple[bytes, int]
         ThreadPoolExecutor(WORKERS) as pool,
         TarWriter(buffer, encoder=False, mtime=0, user="", group="", format="PAX_FORMAT") as tar,
     ):
-        images = pool.map(stored_png, [path for one in members for path in (one.pair.low, one.pair.high)])
+        images = pool.map(to_stored_png, [path for one in members for path in (one.pair.low, one.pair.high)])
         for one in members:
             (low, low_converted), (high, high_converted) = next(images), next(images)
             conversions += low_converted + high_converted
@@ -312,7 +191,7 @@ def _pack(settings: PackSettings) -> PackReport:
     return _report(settings, checked, plan, sum(shard.size for shard in shards), converted)
 
 
-def _check(pair: Pair) -> CheckedPair | str:
+def _check(pair: PairPaths) -> CheckedPair | str:
     """The pair, or what is wrong with it."""
     faults, images = [], []
     for path in (pair.low, pair.high):
@@ -338,16 +217,6 @@ def _check(pair: Pair) -> CheckedPair | str:
     )
 
 
-def _scene_names(keys: Sequence[str], pattern: str | None) -> list[str | None]:
-    if pattern is None:
-        return [None] * len(keys)
-    matches = [re.search(pattern, key) for key in keys]
-    missed = [key for key, match in zip(keys, matches, strict=True) if match is None or match[1] is None]
-    if missed:
-        raise ValueError(f"scene_pattern {pattern!r} finds no scene in {len(missed)} keys:\n{listed(missed)}")
-    return [match[1] for match in matches if match is not None]
-
-
 def _refuse_leftovers(out: str, plan: Plan) -> None:
     # A packing that was cut short leaves shards; a wildcard would read those that this one won't replace.
     present = storage.listdir(out)
@@ -355,7 +224,7 @@ def _refuse_leftovers(out: str, plan: Plan) -> None:
     if PAIRS_NAME in present and not plan.shards.keys() <= set(present):  # it is written after all shards
         leftovers.append(PAIRS_NAME)
     if leftovers:
-        raise ValueError(f"{out} holds shards of another packing; delete them first:\n{listed(leftovers)}")
+        raise ValueError(f"{out} holds shards of another packing; delete them first:\n{bullet_list(leftovers)}")
 
 
 def _write_new(url: str, tar: bytes) -> None:
@@ -395,7 +264,7 @@ def _report(
         size=size,
         converted=converted,
         unoriented=tuple(path for one in checked for path in one.unoriented),
-        uncut=_why_uncut(plan, counts, settings),
+        uncut=explain_missing_dev_split(plan, counts, settings),
         near_duplicates=tuple(
             (pair.key, test) for pair in training for test in keys_of_test.get(plan.scenes[pair.key], [])
         ),
@@ -406,15 +275,4 @@ def _report(
         ),
         url=settings.out,
         checksum=load_manifest(settings.out).checksum,
-    )
-
-
-def _why_uncut(plan: Plan, counts: Mapping[str, int], settings: PackSettings) -> str | None:
-    if settings.dev_fraction == 0 or not counts["train"] or counts["dev"]:
-        return None
-    scenes = {plan.scenes[key] for key, split in plan.splits.items() if split == "train"}
-    why = "are one scene" if len(scenes) == 1 else "all show scenes of the test split"
-    return (
-        f"the {counts['train']} training pairs {why}. Name their scenes with --scene-pattern, lower "
-        f"--near-duplicate-bits (now {settings.near_duplicate_bits}) if they only look alike, or add more scenes"
     )

@@ -8,6 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
+from pipeline.terminal import bullet_list
+
 Side = Literal["low", "high"]
 Place = tuple[tuple[str, ...], str]  # the folders other than the side's, and the image's identifier
 
@@ -33,11 +35,10 @@ LAYOUTS = """Layouts that are understood (names in any case, folders nested in a
   LSRW               {Training data,Eval}/{Huawei,Nikon}/{low,high}/1.jpg
   your own           {train,test}/{low,high}/name.png, or low/name.png and high/name.png, all for training
 Both images of a pair have one name; low, input, normal, high or target before a number is ignored."""
-NAMES_SHOWN = 20
 
 
 @dataclass(frozen=True)
-class Pair:
+class PairPaths:
     """Two images of one scene.
 
     ``key`` is the split, the folders between and the identifier, joined by ``-``: ``test-Huawei-123``.
@@ -49,7 +50,7 @@ class Pair:
     split: Literal["train", "test"]
 
 
-def find_pairs(source: Path) -> list[Pair]:
+def find_pairs(source: Path) -> list[PairPaths]:
     """All pairs under ``source``, sorted by key; keys are unique and free of dots and slashes.
 
     Pairs outside any train or test folder are for training. The name of ``source`` itself counts as
@@ -65,7 +66,7 @@ def find_pairs(source: Path) -> list[Pair]:
         raise ValueError(f"source {source}: no pairs of images found.\n{LAYOUTS}")
     alone = [lows.get(place) or highs[place] for place in sorted(lows.keys() ^ highs.keys())]
     if alone:
-        names = listed(str(path.relative_to(source)) for path in alone)
+        names = bullet_list(str(path.relative_to(source)) for path in alone)
         raise ValueError(f"source {source}: {len(alone)} images have no partner:\n{names}\n{LAYOUTS}")
     top = Path(source.absolute()).name
     pairs = [_pair(top, place, lows[place], highs[place]) for place in lows]
@@ -75,7 +76,7 @@ def find_pairs(source: Path) -> list[Pair]:
 def match_pictures(folder: Path, keys: Iterable[str]) -> dict[str, Path]:
     """The picture of each packed pair in a folder of some method's output, by the pair's key.
 
-    A file is named as the pair's images were, or by the key; files for other pairs are passed over.
+    A file is named as the pair's images were, or by the key; files for other pairs are ignored.
 
     Raises:
         ValueError: a pair has no picture, or several.
@@ -83,7 +84,7 @@ def match_pictures(folder: Path, keys: Iterable[str]) -> dict[str, Path]:
     found: dict[str, list[Path]] = {}
     for path in images_under(folder):
         between = [name for name in path.relative_to(folder).parts[:-1] if name.lower() not in {*SIDES, *SPLITS}]
-        for name in {_cleaned([*between, _identifier(path.stem)]), _cleaned([path.stem])}:
+        for name in {_clean([*between, _identifier(path.stem)]), _clean([path.stem])}:
             found.setdefault(name, []).append(path)
     pictures, missing = {}, []
     for key in keys:
@@ -95,7 +96,7 @@ def match_pictures(folder: Path, keys: Iterable[str]) -> dict[str, Path]:
         else:
             missing.append(key)
     if missing:
-        raise ValueError(f"{folder}: {len(missing)} images of the split have no picture here:\n{listed(missing)}")
+        raise ValueError(f"{folder}: {len(missing)} images of the split have no picture here:\n{bullet_list(missing)}")
     return pictures
 
 
@@ -113,16 +114,9 @@ def images_under(folder: Path) -> Iterator[Path]:
                 yield here / name
 
 
-def listed(names: Iterable[str]) -> str:
-    """The first names, one indented line each, and how many more there are."""
-    lines = [f"  {name}" for name in names]
-    more = len(lines) - NAMES_SHOWN
-    return "\n".join(lines[:NAMES_SHOWN] + ([f"  ... and {more} more"] if more > 0 else []))
-
-
 def unoriented_warning(paths: Sequence[Path]) -> str:
     """What is said of images whose orientation can't be read."""
-    return f"WARNING: {len(paths)} images are taken as upright, since their orientation can't be read:\n" + listed(
+    return f"WARNING: {len(paths)} images are taken as upright, since their orientation can't be read:\n" + bullet_list(
         str(path) for path in paths
     )
 
@@ -155,7 +149,7 @@ def _identifier(stem: str) -> str:
     return re.sub(rf"^({'|'.join(SIDES)})[-_]?(?=\d)", "", stem, flags=re.IGNORECASE)
 
 
-def _pair(top: str, place: Place, low: Path, high: Path) -> Pair:
+def _pair(top: str, place: Place, low: Path, high: Path) -> PairPaths:
     folders, identifier = place
     splits = {SPLITS[name.lower()] for name in (top, *folders) if name.lower() in SPLITS}
     if len(splits) > 1 or any(name.lower() in VALIDATION for name in folders):
@@ -165,16 +159,16 @@ def _pair(top: str, place: Place, low: Path, high: Path) -> Pair:
         )
     split = splits.pop() if splits else "train"
     between = [name for name in folders if name.lower() not in SPLITS]
-    return Pair(_cleaned([split, *between, identifier]), low, high, split)
+    return PairPaths(_clean([split, *between, identifier]), low, high, split)
 
 
-def _cleaned(parts: Sequence[str]) -> str:
+def _clean(parts: Sequence[str]) -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "_", "-".join(parts))
 
 
-def _with_unique_keys(pairs: list[Pair]) -> list[Pair]:
+def _with_unique_keys(pairs: list[PairPaths]) -> list[PairPaths]:
     """Different names can become one key, as ``a.b`` and ``a b`` do."""
     clashes = [f"{one.low} and {two.low}" for one, two in pairwise(pairs) if one.key == two.key]
     if clashes:
-        raise ValueError(f"these images would get one key; rename one of each:\n{listed(clashes)}")
+        raise ValueError(f"these images would get one key; rename one of each:\n{bullet_list(clashes)}")
     return pairs

@@ -3,9 +3,6 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from pydantic import Field
-
-from iaml.settings import Settings
 from pipeline import storage
 from pipeline.images.codecs import encode_png, read_rgb
 from pipeline.terminal import bar
@@ -27,12 +24,6 @@ PHOTOGRAPHS = {
     ],
     "test": ["chelsea.png", "coffee.png", "rocket.jpg"],
 }
-
-
-class PhotographSettings(Settings):
-    """Where the photographs go."""
-
-    out: storage.LocalPath = Field(description="New or empty folder to write train/ and test/ photographs to.")
 
 
 def export_photographs(out: Path) -> int:

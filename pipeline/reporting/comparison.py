@@ -1,40 +1,44 @@
 """The report of several runs beside each other, by arms and seeds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
 from pipeline import storage
-from pipeline.reporting import page, run_summary, tables
+from pipeline.reporting import run_summary, tables
 from pipeline.reporting.figures import Line
-from pipeline.reporting.page import Album, View
+from pipeline.reporting.page import blocks
+from pipeline.reporting.page.blocks import Block, Chart, View, gather_charts
+from pipeline.reporting.page.render import render_page
 from pipeline.reporting.run_summary import NOT_LOSSES, PANELS, PICTURED
-from pipeline.reporting.tables import TextTable
-from pipeline.run.history import PICTURE, Run
+from pipeline.reporting.text_table import TextTable
+from pipeline.run import record
+from pipeline.run.history import Run
 from pipeline.run.scores import Table
 from pipeline.settings.config import differences
 from pipeline.settings.evaluation import SPLITS, Split
 
 Arms = Mapping[str, Mapping[int, Run]]
 NO_VALUES = pd.Series(dtype=float)
+BANDS = "Lines: mean over an arm's seeds, at the steps that all of them have come to. Bands: lowest to highest seed."
 
 
 def render(arms: Arms) -> str:
     """The report as HTML; ``ValueError`` when the runs' scores do not compare."""
     runs = _runs(arms)
-    sections = {
-        "Scores": "".join(_score_tables(arms, split) for split in SPLITS),
+    sections: dict[str, list[Block]] = {
+        "Scores": [block for split in SPLITS for block in _score_tables(arms, split)],
         "What differs": _differing_settings(arms),
-        "Scores over steps": _noted(_score_charts(arms)),
-        "Training": _noted(_training_charts(arms)),
-        "An image by each arm": _image_by_arm(arms, Album(PICTURE)),
-        "Runs": _table_of_runs(arms),
+        "Scores over steps": gather_charts(_score_charts(arms), BANDS),
+        "Training": gather_charts(_training_charts(arms), BANDS),
+        "An image by each arm": _image_by_arm(arms),
+        "Runs": [_table_of_runs(arms)],
     }
     count = f"{len(runs)} runs in {len(arms)} arm{'s' * (len(arms) > 1)}; the runs of one arm differ in the seed alone"
-    reasons = {run.name: run_summary.stop_reason(run) for run in runs}
-    alarms = [page.paragraph(f"{name} stopped: {reason}", "alarm") for name, reason in reasons.items() if reason]
-    return page.render("Comparison of runs", page.paragraph(count, "state") + "".join(alarms), sections)
+    reasons = {run.name: record.stop_reason(run.url) for run in runs}
+    alarms = [blocks.Paragraph(f"{name} stopped: {reason}", "alarm") for name, reason in reasons.items() if reason]
+    return render_page("Comparison of runs", [blocks.Paragraph(count, "state"), *alarms], sections)
 
 
 def chosen_table(arms: Arms, split: Split) -> TextTable:
@@ -63,39 +67,39 @@ def mean_of_newest(table: Table, count: int) -> Table:
     return others.join(values).reset_index()
 
 
-def _score_tables(arms: Arms, split: Split) -> str:
+def _score_tables(arms: Arms, split: Split) -> list[Block]:
     """The arms' scores on one split: of the chosen checkpoints, and of each run's last ones."""
     runs = _runs(arms)
     missing = [run.name for run in runs if run_summary.scores_of_chosen(run, split).empty]
     if missing:
         said = split == "dev" or len(missing) < len(runs)
-        return page.paragraph(f"No table of {split}: not scored on it yet: {', '.join(missing)}.", "note") * said
-    content = page.text_table(chosen_table(arms, split), f"Chosen checkpoints on the {split} split")
-    alike = {run.url: run_summary.scores_alike(run, split) for run in runs}
+        return [blocks.Paragraph(f"No table of {split}: not scored on it yet: {', '.join(missing)}.", "note")] * said
+    content: list[Block] = [blocks.Heading(f"Chosen checkpoints on the {split} split"), chosen_table(arms, split)]
+    alike = {run.url: run_summary.comparable_scores(run, split) for run in runs}
     last = min([runs[0].config.evaluation.last, *(table["step"].nunique() for table in alike.values())])
     if last > 1:
         weights = _weights(arms)
         of = f"mean of the last {last} checkpoints"
         rows = _by_arm(arms, {url: mean_of_newest(table, last) for url, table in alike.items()}, weights)
-        table = tables.arms_table(rows, f"{of}, {weights} weights")
-        content += page.text_table(table, f"{of.capitalize()} on the {split} split")
+        content.append(blocks.Heading(f"{of.capitalize()} on the {split} split"))
+        content.append(tables.arms_table(rows, f"{of}, {weights} weights"))
     return content
 
 
-def _differing_settings(arms: Arms) -> str:
+def _differing_settings(arms: Arms) -> list[Block]:
     identities = {arm: next(iter(seeds.values())).identity for arm, seeds in arms.items()}
     reference, *others = identities.values()
     names = dict.fromkeys(name for other in others for name, _, _ in differences(reference, other) if name != "seed")
     rows = [[arm, *(run_summary.text(_at(identity, name)) for name in names)] for arm, identity in identities.items()]
-    return page.rows_table(["arm", *names], rows) if names else ""
+    return [blocks.Table(["arm", *names], rows)] if names else []
 
 
-def _score_charts(arms: Arms) -> list[str]:
+def _score_charts(arms: Arms) -> list[Chart]:
     runs = [run for run in _runs(arms) if run.chosen is not None]
     if not runs:
         return []
     weights = _weights(arms)
-    means = {run.url: run_summary.means_by_step(run_summary.scores_alike(run, "dev")) for run in runs}
+    means = {run.url: run_summary.means_by_step(run_summary.comparable_scores(run, "dev")) for run in runs}
     columns = tables.shown_columns(pd.concat([run_summary.scores_of_chosen(run, "dev") for run in runs]))
     return [
         run_summary.chart(
@@ -105,7 +109,7 @@ def _score_charts(arms: Arms) -> list[str]:
     ]
 
 
-def _training_charts(arms: Arms) -> list[str]:
+def _training_charts(arms: Arms) -> list[Chart]:
     metrics = {run.url: run_summary.metrics_by_step(run) for run in _runs(arms)}
     names = list(dict.fromkeys(name for table in metrics.values() for name in table))
     losses = {name: "Loss" if name == "loss" else f"Loss term: {name}" for name in names if name not in NOT_LOSSES}
@@ -116,13 +120,7 @@ def _training_charts(arms: Arms) -> list[str]:
     ]
 
 
-def _noted(charts: Sequence[str]) -> str:
-    note = "Lines: mean over an arm's seeds, at the steps that all of them have come to. Bands: lowest to highest seed."
-    content = page.charts(charts)
-    return page.paragraph(note, "note") + content if content else ""
-
-
-def _image_by_arm(arms: Arms, album: Album) -> str:
+def _image_by_arm(arms: Arms) -> list[Block]:
     """The worst image of the first run of which there is a picture by each arm."""
     first = _runs(arms)[0]
     shown = {arm: seeds.get(first.config.run.seed, next(iter(seeds.values()))) for arm, seeds in arms.items()}
@@ -130,7 +128,7 @@ def _image_by_arm(arms: Arms, album: Album) -> str:
     order = run_summary.best_first(first, "dev")
     common = [key for key in order if all("enhanced" in pictures[arm].get(key, {}) for arm in arms)]
     if not common:
-        return ""
+        return []
     key = common[-1]
     views = []
     for arm, run in shown.items():
@@ -143,10 +141,10 @@ def _image_by_arm(arms: Arms, album: Album) -> str:
         f"{key}: of the images pictured by each arm the worst of {first.name}, rank {order.index(key) + 1} of "
         f"{len(order)}; by the {PICTURED} of the chosen checkpoints of {', '.join(run.name for run in shown.values())}."
     )
-    return page.paragraph(note, "note") + album.comparison(views, names, [*names[1:], names[0]], name=key)
+    return [blocks.Paragraph(note, "note"), blocks.Comparison(key, views, names, [*names[1:], names[0]])]
 
 
-def _table_of_runs(arms: Arms) -> str:
+def _table_of_runs(arms: Arms) -> blocks.Table:
     chosen = {run.url: run_summary.scores_of_chosen(run, "dev") for run in _runs(arms)}
     scored = [table for table in chosen.values() if len(table)]
     columns = tables.shown_columns(pd.concat(scored)) if scored else []
@@ -156,7 +154,7 @@ def _table_of_runs(arms: Arms) -> str:
             cells = run_summary.mean_texts(chosen[run.url], _weights(arms), columns)
             rows.append([run.name, arm, str(seed), run_summary.progress(run), run.chosen or "none", *cells])
     titles = [f"dev {title}" for title in tables.column_titles(columns)]
-    return page.rows_table(["run", "arm", "seed", "progress", "chosen checkpoint", *titles], rows)
+    return blocks.Table(["run", "arm", "seed", "progress", "chosen checkpoint", *titles], rows)
 
 
 def _runs(arms: Arms) -> list[Run]:
@@ -165,7 +163,7 @@ def _runs(arms: Arms) -> list[Run]:
 
 def _weights(arms: Arms) -> str:
     """The method that is compared: the one that ranks the first run's checkpoints."""
-    return _runs(arms)[0].config.checkpoint.weights
+    return _runs(arms)[0].config.checkpoint.network
 
 
 def _by_arm(arms: Arms, rows: Mapping[str, Table], method: str) -> dict[str, dict[int, Table]]:

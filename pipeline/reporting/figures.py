@@ -209,11 +209,11 @@ class _PlainNumbers(LogFormatter):
 
 
 def _draw_line(axes: Axes, line: Line, colour: Colour, *, band: float) -> None:
-    values = _thinned(line.values)
+    values = _thin(line.values)
     marker = "." if len(values) <= MARKED_POINTS else ""
     axes.plot(values.index, values, label=_text(line.label), color=colour, marker=marker, linewidth=1.4)
     if line.lowest is not None and line.highest is not None:
-        lowest, highest = _thinned(line.lowest), _thinned(line.highest)
+        lowest, highest = _thin(line.lowest), _thin(line.highest)
         axes.fill_between(lowest.index, lowest, highest, color=colour, alpha=band, linewidth=0)
 
 
@@ -246,7 +246,7 @@ def _finish(figure: Figure, axes: Axes, height: float) -> None:
         figure.legend(loc="outside lower center", ncols=columns, fontsize="medium", frameon=False)
 
 
-def _thinned(values: pd.Series) -> pd.Series:
+def _thin(values: pd.Series) -> pd.Series:
     values = values.where(np.isfinite(values))
     size = math.ceil(len(values) / MOST_POINTS)
     if size < 2:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline import storage
-from pipeline.reporting import page, tables
+from pipeline.reporting import tables
 from pipeline.reporting.figures import Line, draw
+from pipeline.reporting.page.blocks import Chart
 from pipeline.run import checkpoint, history, scores
 from pipeline.run.history import Run
 from pipeline.run.scores import Column, Table
@@ -20,7 +20,7 @@ PANELS = {
     "grad_norm": "Gradient norm",
     "ema_rate": "EMA rate of the teacher",
     "images_per_s": "Images per second",
-    "skipped_pairs": "Broken pairs left out",
+    "skipped_pairs": "Broken pairs skipped",
 }
 NOT_LOSSES = {"step", "epoch", *PANELS}  # any other number of the training log is a term of the loss
 
@@ -32,12 +32,6 @@ def progress(run: Run) -> str:
         return f"finished: {steps} steps"
     logged = [int(record["step"]) for record in run.metrics]
     return f"step {max([0, *logged, *run.scores['step']])} of {steps}"
-
-
-def stop_reason(run: Run) -> str:
-    """Why training gave up; empty when it didn't."""
-    url = storage.join(run.url, checkpoint.STOPPED)
-    return storage.read_text(url).strip() if storage.exists(url) else ""
 
 
 def metrics_by_step(run: Run) -> pd.DataFrame:
@@ -53,9 +47,9 @@ def scores_of_chosen(run: Run, split: Split) -> Table:
     return run.scores_of(run.chosen or "", split)
 
 
-def scores_alike(run: Run, split: Split) -> Table:
+def comparable_scores(run: Run, split: Split) -> Table:
     """All checkpoints' scores on a split as far as they compare with those of the chosen one."""
-    return scores.alike(run.scores[run.scores["split"] == split], scores_of_chosen(run, split))
+    return scores.comparable_rows(run.scores[run.scores["split"] == split], scores_of_chosen(run, split))
 
 
 def means_by_step(table: Table) -> pd.DataFrame:
@@ -104,10 +98,9 @@ def title(column: Column) -> str:
     return f"{tables.FORMATS[column[1]][0]} ({column[0]})"
 
 
-def chart(name: str, lines: Sequence[Line], **options: Any) -> str:
-    """A figure as HTML; empty where there is nothing to draw."""
-    svg = draw(lines, **options)
-    return page.chart(svg, name) if svg else ""
+def chart(caption: str, lines: Sequence[Line], **options: Any) -> Chart:
+    """A figure of the lines, with the options of ``figures.draw``."""
+    return Chart(caption, draw(lines, **options))
 
 
 def text(value: Any) -> str:

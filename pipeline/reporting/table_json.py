@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.reporting.tables import Cell, TextTable
+from pipeline.reporting.tables import Cell
+from pipeline.reporting.text_table import TextTable
 from pipeline.run.scores import Table
 
 EQUAL = "infinite: images are equal to their clean ones"

@@ -1,15 +1,17 @@
 """Scores as tables, for the terminal and the report alike, each under a line that says what its numbers are."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 import pandas as pd
 
 from pipeline.reporting.intervals import LEVEL, Difference, differences_to_first
+from pipeline.reporting.text_table import TextTable
 from pipeline.run import scores
+from pipeline.run.history import Run
 from pipeline.run.scores import Column, Table
+from pipeline.settings.evaluation import Split
 
 FORMATS = {"psnr": ("PSNR dB", ".2f"), "ssim": ("SSIM", ".4f"), "lpips": ("LPIPS", ".4f")}
 LPIPS_DIGITS = 8  # of the weights' checksum
@@ -29,30 +31,13 @@ class Cell(str):
         return cell
 
 
-@dataclass(frozen=True)
-class TextTable:
-    """A table of texts; as a string, columns are aligned and stand below the heading, above the notes."""
-
-    heading: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    notes: Sequence[str] = ()
-
-    def __str__(self) -> str:
-        """The table for a terminal."""
-        rows = [self.columns, *self.rows]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-        return "\n".join([self.heading, *lines, *self.notes])
-
-
 def checkpoint_table(table: Table, split: Table | None = None, last: int = 0) -> TextTable:
     """The scores of one checkpoint on one split, a row for each method.
 
     Args:
         table: the checkpoint's rows.
         split: the rows of all the run's checkpoints on that split; below each trained method stands the mean of the
-            newest ones, since the chosen checkpoint's own scores flatter the run.
+            newest ones, since the chosen checkpoint's own scores are biased upwards.
         last: how many of the newest.
     """
     values, columns = scores.means(table), shown_columns(table)
@@ -84,10 +69,20 @@ def candidates_table(candidates: Mapping[str, Table]) -> TextTable:
     alone = {name: {0: table} for name, table in candidates.items()}
     found = {column: _differences(alone, column) for column in columns}
     for name in list(candidates)[1:]:
-        rows.append([f"{name} minus the first", *(_difference(found[column][name], column) for column in columns)])
+        rows.append([f"{name} - reference", *(_difference(found[column][name], column) for column in columns)])
     missing = dict.fromkeys(note for table in candidates.values() for note in notes(table))
     how = [_how(each) for each in list(found.values())[:1] if each]
     return TextTable(heading(together, checkpoint=False), ["", *column_titles(columns)], rows, [*missing, *how])
+
+
+def run_table(run: Run, split: Split) -> TextTable:
+    """The chosen checkpoint's scores beside the mean of the last ones; ``ValueError`` when there are none."""
+    if run.chosen is None:
+        raise ValueError(f"{run.url}: no checkpoint could be scored; the reasons are in the output above")
+    rows = run.scores_of(run.chosen, split)
+    if rows.empty:
+        raise ValueError(f"{run.url}: {run.chosen} has not been scored on the {split} split")
+    return checkpoint_table(rows, run.scores[run.scores["split"] == split], run.config.evaluation.last)
 
 
 def arms_table(arms: Mapping[str, Mapping[int, Table]], of: str) -> TextTable:
@@ -114,7 +109,7 @@ def arms_table(arms: Mapping[str, Mapping[int, Table]], of: str) -> TextTable:
             difference = found[column].get(name)
             cells += [_mean_and_deviation(tables, column), _difference(difference, column) if difference else ""]
         rows.append([name, *cells])
-    titles = [title for name in column_titles(columns) for title in (name, "minus the first")]
+    titles = [title for name in column_titles(columns) for title in (name, "difference to reference")]
     how = ["mean ± standard deviation over seeds", *(_how(each) for each in list(found.values())[:1] if each)]
     head = f"{of}, {heading(together, checkpoint=False)}"
     return TextTable(head, ["arm", "seeds", *titles], rows, [*notes(together), "; ".join(how)])

@@ -1,6 +1,6 @@
 """Checkpoints: everything that advances in training, written whole or not at all.
 
-<run>/checkpoint-00001000/      or interim-00001234/, written out of turn to continue from, and never scored
+<run>/checkpoint-00001000/      or interim-00001234/, written out of turn to resume from, and never scored
 student.safetensors     the student, loadable into iaml.AutoEncoder as it is
 teacher.safetensors     the averaged decoder and the statistics of clean images
 optimizer.safetensors   Adam's moments, whole, so that any number of workers can load them
@@ -26,12 +26,12 @@ from torch import Tensor, nn
 
 from iaml import AutoEncoder, NetworkSettings, TeacherStudent
 from pipeline import storage
-from pipeline.settings.config import Config, read_settings
+from pipeline.settings.config import Config
+from pipeline.settings.files import read_settings
 
 PREFIX, INTERIM = "checkpoint-", "interim-"
 STUDENT, TEACHER, OPTIMIZER = "student.safetensors", "teacher.safetensors", "optimizer.safetensors"
 SETTINGS, PROVENANCE, STATE = "settings.yaml", "provenance.json", "state.json"
-STOPPED = "stopped.txt"  # in a run's folder: why it gave up
 WEIGHT_FILES = (STUDENT, TEACHER, OPTIMIZER)
 SCORED = r"(scores|grid)-(train|dev|test)\.(parquet|png)"  # what scoring adds, and holds for these weights alone
 CHECKSUMS = "sha256"  # in state.json: of the weight files, and of all else that it holds
@@ -46,10 +46,10 @@ class Progress:
     """How far a run has come.
 
     Attributes:
-        step: steps taken, those left out included; the schedule and random numbers follow from it.
+        step: steps taken, skipped ones included; the schedule and random numbers follow from it.
         samples: position in the stream of samples.
         updates: steps that moved the weights, and with them the teacher.
-        nonfinite_in_a_row: steps left out since the last one that moved the weights.
+        nonfinite_in_a_row: steps skipped since the last one that moved the weights.
         updates_before: how often the teacher had moved where the run took it over, so that its warm-up is not repeated.
     """
 
@@ -152,7 +152,7 @@ def load_start(start: Mapping[str, Any], task: TeacherStudent) -> Progress:
     """Put the networks that a run begins with into ``task``; without a teacher's its decoder is the student's.
 
     Args:
-        start: as ``pipeline.launch.provenance.find_start`` found them.
+        start: as ``pipeline.launch.provenance.find_initial_weights`` found them.
         task: of the run.
     """
     networks = read_networks(start["url"])
@@ -211,12 +211,12 @@ def complete_checkpoints(run: str, prefix: str = PREFIX) -> list[str]:
     return [url for url in urls if {STATE, *WEIGHT_FILES} <= set(storage.listdir(url))]
 
 
-def newest(run: str, tell: Callable[[str], None]) -> str | None:
+def newest(run: str, log: Callable[[str], None]) -> str | None:
     """URL of the run's newest checkpoint of any kind whose files are all there and as they were written.
 
     Args:
         run: the run's URL.
-        tell: is told of each newer one that is passed over, and why.
+        log: is called with each newer one that is skipped, and why.
 
     Raises:
         ValueError: a checkpoint was written without checksums.
@@ -230,7 +230,7 @@ def newest(run: str, tell: Callable[[str], None]) -> str | None:
         try:
             verify(url)
         except DamagedCheckpointError as error:
-            tell(f"{error}; this checkpoint is passed over")
+            log(f"{error}; this checkpoint is skipped")
         else:
             return url
     return None
@@ -243,25 +243,25 @@ def verify(url: str) -> None:
         raise DamagedCheckpointError(f"{url}: lacks {', '.join(sorted(missing))}")
     if CHECKSUMS not in _read_state(url):
         raise ValueError(
-            f"{url}: {STATE} has no checksums, as an older version of this program wrote it; continue the run with "
+            f"{url}: {STATE} has no checksums, as an older version of this program wrote it; resume the run with "
             "that version"
         )
     for name in WEIGHT_FILES:
         _read(url, name)
 
 
-def set_aside(url: str) -> None:
+def invalidate(url: str) -> None:
     """Have a checkpoint count no longer, nor its scores; what there is of its weights stays."""
     for name in storage.listdir(url):
         if name == STATE or re.fullmatch(SCORED, name):
             storage.delete(storage.join(url, name))
 
 
-def set_aside_after(run: str, step: int) -> None:
-    """Set aside all checkpoints after ``step``, from which a run goes on: it writes others in their place."""
+def invalidate_after(run: str, step: int) -> None:
+    """Invalidate all checkpoints after ``step``, from which a run resumes: it writes others in their place."""
     for name in storage.listdir(run):
         if any((step_of(name, prefix) or 0) > step for prefix in (PREFIX, INTERIM)):
-            set_aside(storage.join(run, name))
+            invalidate(storage.join(run, name))
 
 
 def delete_weights(url: str) -> None:

@@ -1,7 +1,5 @@
 """What a run has been scored: which checkpoint is best, which keep their weights, and all that its report shows."""
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,30 +8,13 @@ from typing import Any
 import pandas as pd
 
 from pipeline import storage
-from pipeline.reporting.tables import TextTable, checkpoint_table
 from pipeline.run import checkpoint, scores
 from pipeline.run.checkpoint import read_config
+from pipeline.run.pictures import find_pictures
+from pipeline.run.record import data_of, read_metrics, read_provenance
 from pipeline.run.scores import Table, scores_file
 from pipeline.settings.config import Config, differences
 from pipeline.settings.evaluation import Split
-from pipeline.terminal import say_once
-from pipeline.training.monitor import read_metrics
-
-VIEWS = ("low", "gamma", "enhanced", "clean", "error")  # of an image, as pictures show it
-BRIGHTEST_ERROR = 0.5  # mean difference over the channels at which the map of errors ends
-PICTURE = "webp"
-PICTURES = rf".+\.({'|'.join(VIEWS)})\.{PICTURE}"  # names of all that there may be
-EXTREMES = 2  # best and worst images, of which there are pictures
-
-
-def pictures_folder(split: Split) -> str:
-    """Name of the folder beside a checkpoint with pictures of some images of ``split``: ``KEY.VIEW.webp``."""
-    return f"pictures-{split}"
-
-
-def grid_file(split: Split) -> str:
-    """Name of the picture beside a checkpoint that shows images of ``split``."""
-    return f"grid-{split}.png"
 
 
 @dataclass(frozen=True)
@@ -76,7 +57,7 @@ class Run:
     @cached_property
     def chosen(self) -> str | None:
         """Name of the best checkpoint by the development split; none while none has been scored."""
-        order = ranked(self.scores[self.scores["data"] == self.data], self.config)
+        order = rank_checkpoints(self.scores[self.scores["data"] == self.data], self.config)
         return order[0] if order else None
 
     @cached_property
@@ -97,57 +78,9 @@ class Run:
         data = self.data if split == "dev" else rows["data"].iloc[-1:].max()
         return rows[rows["data"] == data]
 
-    def table(self, split: Split) -> TextTable:
-        """The chosen checkpoint's scores beside the mean of the last ones; ``ValueError`` when there are none."""
-        if self.chosen is None:
-            raise ValueError(f"{self.url}: no checkpoint could be scored; the reasons are in the output above")
-        rows = self.scores_of(self.chosen, split)
-        if rows.empty:
-            raise ValueError(f"{self.url}: {self.chosen} has not been scored on the {split} split")
-        return checkpoint_table(rows, self.scores[self.scores["split"] == split], self.config.evaluation.last)
-
     def pictures(self, name: str, split: Split) -> Mapping[str, Mapping[str, str]]:
-        """URLs of a checkpoint's pictures of ``split``, by image and view; other files are passed over and named."""
-        folder = storage.join(self.url, name, pictures_folder(split))
-        urls: dict[str, dict[str, str]] = {}
-        others = []
-        for file in storage.listdir(folder):
-            key, _, view = file.removesuffix(f".{PICTURE}").rpartition(".")
-            if key and view in VIEWS and file.endswith(f".{PICTURE}"):
-                urls.setdefault(key, {})[view] = storage.join(folder, file)
-            else:
-                others.append(file)
-        if others:
-            say_once(f"{folder}: passed over {', '.join(others)}: no pictures of a checkpoint")
-        return urls
-
-
-def read_provenance(run: str) -> dict[str, Any]:
-    """What a run's weights come from besides its settings; where its own file is damaged, by a checkpoint's copy.
-
-    Empty where none can be read.
-    """
-    own = [name for name in storage.listdir(run) if checkpoint.step_of(name) is not None]
-    for url in (storage.join(run, *name, checkpoint.PROVENANCE) for name in ((), *((name,) for name in own))):
-        try:
-            found = json.loads(storage.read_bytes(url))
-            if data_of(found):
-                return dict(found)
-            reason = "lacks manifest_sha256"
-        except FileNotFoundError:
-            reason = "is missing"
-        except ValueError as error:
-            reason = f"can't be read ({error})"
-        say_once(f"{url}: {reason}; passed over")
-    return {}
-
-
-def data_of(provenance: Any) -> str | None:
-    """SHA-256 of the manifest of the first data set that a provenance names; none where it names none."""
-    match provenance:
-        case {"manifest_sha256": [str(checksum), *_]}:
-            return checksum
-    return None
+        """URLs of a checkpoint's pictures of ``split``, by image and view."""
+        return find_pictures(storage.join(self.url, name), split)
 
 
 def arms(runs: Sequence[Run]) -> dict[str, dict[int, Run]]:
@@ -178,24 +111,23 @@ def score_of_images(table: Table, config: Config) -> pd.Series:
     return _ranking_rows(table, config).set_index("key")["value"]
 
 
-def ranked(table: Table, config: Config) -> list[str]:
+def rank_checkpoints(table: Table, config: Config) -> list[str]:
     """Names of the checkpoints scored on the development split, best first; of equal ones the newest first.
 
     The rows are those of one data set, since scores on others may lie beside some checkpoints. Those that were not
     scored on the kind of device that the newest one was, before the run was moved, are left out. A checkpoint whose
     score is not a number, such as one with an image that could not be scored, comes last.
     """
-    sign = -1 if config.checkpoint.higher_is_better else 1
-    rows = scores.as_newest(_ranking_rows(table[table["split"] == "dev"], config))
+    rows = scores.rows_like_newest(_ranking_rows(table[table["split"] == "dev"], config))
     values = rows.groupby(["checkpoint", "step"])["value"].agg(lambda values: values.mean(skipna=False))
-    order = [(math.isnan(value), sign * value, -step, name) for (name, step), value in values.items()]
-    return [name for *_, name in sorted(order)]
+    best_first = sorted(values.items(), key=lambda item: (config.checkpoint.sort_key(item[1], item[0][1]), item[0]))
+    return [name for (name, _), _ in best_first]
 
 
 def _ranking_rows(table: Table, config: Config) -> Table:
     settings = config.checkpoint
     protocol = config.evaluation.lpips if settings.metric == "lpips" else config.evaluation.protocols[0]
-    wanted = {"method": settings.weights, "metric": settings.metric, "protocol": protocol}
+    wanted = {"method": settings.network, "metric": settings.metric, "protocol": protocol}
     return table[(table[list(wanted)] == pd.Series(wanted)).all(axis=1)]
 
 
@@ -206,7 +138,7 @@ def best_checkpoint(run: Run) -> str:
     return storage.join(run.url, run.chosen)
 
 
-def unscored(run: str, conditions: str | None = None) -> list[str]:
+def unscored_checkpoints(run: str, conditions: str | None = None) -> list[str]:
     """URLs of the run's whole checkpoints that have no scores on the development split of its data yet, oldest first.
 
     Args:
@@ -227,7 +159,7 @@ def _without_scores(run: str, urls: Sequence[str], conditions: str | None = None
     data = data_of(read_provenance(run)) if urls else None
     found = []
     for url in urls:
-        table = scores.stored(storage.join(url, scores_file("dev")))
+        table = scores.read_or_empty(storage.join(url, scores_file("dev")))
         counts = (table["data"] == data) | (data is None)
         if conditions:
             counts &= scores.conditions_of(table) == conditions
@@ -243,7 +175,7 @@ def prune(config: Config, table: Table) -> None:
         config: the run's settings.
         table: its checkpoints' scores on the data set that chooses among them.
     """
-    order, settings = ranked(table, config), config.checkpoint
+    order, settings = rank_checkpoints(table, config), config.checkpoint
     complete = checkpoint.complete_checkpoints(config.run.url)
     kept = {*order[: settings.keep_best], *(storage.name_of(url) for url in complete[-settings.keep_last :])}
     for url in complete:

@@ -1,6 +1,6 @@
 """The lease of a run: one process at a time trains it, whatever else is started, on this machine or another.
 
-<run>/lease.json    who trains the run, and a count that moves every ``BEAT_S``; gone when nobody does
+<run>/lease.json    who trains the run, and a count that moves every ``HEARTBEAT_S``; gone when nobody does
 
 Clocks of two machines are never compared: a newcomer watches whether the count moves. Where it stands still for
 ``BEATS`` beats, or where the process is known to have ended, the newcomer takes the lease over. Workers look whose
@@ -26,7 +26,7 @@ from pathlib import Path
 from pipeline import storage, terminal
 
 LEASE = "lease.json"
-BEAT_S = 10.0
+HEARTBEAT_S = 10.0
 BEATS = 3  # without any the holder is taken for lost
 POLL_S = 1.0
 
@@ -89,7 +89,7 @@ def hold(run: str) -> Iterator[str]:
         ValueError: another process trains the run, or has taken it over.
     """
     lease = _Lease(run)
-    lease.take()
+    lease.acquire()
     lease.start()
     try:
         yield lease.holder.id
@@ -129,9 +129,9 @@ class _Lease(threading.Thread):
     @property
     def loss(self) -> str:
         """What happened when it was lost."""
-        return f"{self._run_url}: {self.lost_to} and took it over from this process, which was silent for too long"
+        return f"{self._run_url}: {self.lost_to} and took it over from this process, which missed its heartbeats"
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         """Take the lease; ``ValueError`` when its holder lives."""
         seen: Holder | None = None
         until = 0.0
@@ -140,8 +140,10 @@ class _Lease(threading.Thread):
             holder = Holder.parse(found[0]) if found else None
             if holder and not holder.is_gone():
                 if not seen or seen.id != holder.id:
-                    seen, until = holder, time.monotonic() + BEATS * BEAT_S
-                    terminal.say(f"{self._run_url}: {holder}; waiting up to {BEATS * BEAT_S:.0f} s for a sign of it")
+                    seen, until = holder, time.monotonic() + BEATS * HEARTBEAT_S
+                    terminal.log(
+                        f"{self._run_url}: {holder}; waiting up to {BEATS * HEARTBEAT_S:.0f} s for a sign of it"
+                    )
                 if holder.beat != seen.beat:
                     raise ValueError(f"{self._run_url}: {holder}; wait for it, stop it, or choose another run.name")
                 if time.monotonic() < until:
@@ -152,9 +154,9 @@ class _Lease(threading.Thread):
 
     def run(self) -> None:
         """Beat until the end; when the lease turns out to be another's, interrupt the main thread."""
-        while not self._end.wait(BEAT_S):
+        while not self._end.wait(HEARTBEAT_S):
             try:
-                self._beat()
+                self._heartbeat()
             except OSError:  # storage is out of reach: for others too, or they take over and the next beat tells
                 continue
             if self.lost_to:
@@ -180,7 +182,7 @@ class _Lease(threading.Thread):
         found = storage.read_version(self._url)
         return found is not None and self._is_ours(found[0])
 
-    def _beat(self) -> None:
+    def _heartbeat(self) -> None:
         self.holder = replace(self.holder, beat=self.holder.beat + 1)
         data = json.dumps(asdict(self.holder), indent=2).encode()
         version = storage.write_if(self._url, data, self._version)

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.run.checkpoint import step_of
 from pipeline.settings.evaluation import SPLITS, Split
-from pipeline.terminal import say_once
+from pipeline.terminal import log_once
 
 TABLE, UNREADABLE = "scores.parquet", ".unreadable"
 SCHEMA = pa.schema(
@@ -52,7 +52,7 @@ def scores_file(split: Split) -> str:
     return f"scores-{split}.parquet"
 
 
-def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
+def to_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The table of such rows; columns that a row lacks are null."""
     return pa.Table.from_pylist(list(rows), schema=SCHEMA).to_pandas(use_threads=False)
 
@@ -79,15 +79,15 @@ def read(url: str) -> Table:
         raise ValueError(f"{url}: is not a table of scores ({error}); score the checkpoint again") from error
 
 
-def stored(url: str) -> Table:
+def read_or_empty(url: str) -> Table:
     """The rows in a file of scores; none where there is no such file, or where it is damaged, as is said then."""
     try:
         return read(url)
     except FileNotFoundError:
-        return table_of([])
+        return to_table([])
     except ValueError as error:
-        say_once(f"passed over as if not scored: {error}")
-        return table_of([])
+        log_once(f"ignored as if not scored: {error}")
+        return to_table([])
 
 
 def store(url: str, table: Table) -> Table:
@@ -95,7 +95,7 @@ def store(url: str, table: Table) -> Table:
 
     A file that can't be read is kept beside it, since another version may have written it.
     """
-    before = stored(url)
+    before = read_or_empty(url)
     if before.empty and storage.exists(url):
         storage.write_bytes(f"{url}{UNREADABLE}", storage.read_bytes(url))
     rows = pd.concat([before, table], ignore_index=True)
@@ -110,10 +110,10 @@ def read_run(run: str) -> Table:
     folders = [storage.join(run, name) for name in storage.listdir(run) if step_of(name) is not None]
     wanted = {scores_file(split) for split in SPLITS}
     urls = [storage.join(folder, name) for folder in folders for name in storage.listdir(folder) if name in wanted]
-    return pd.concat(map(stored, urls), ignore_index=True) if urls else table_of([])
+    return pd.concat(map(read_or_empty, urls), ignore_index=True) if urls else to_table([])
 
 
-def put_together(run: str) -> Table:
+def rebuild_run_table(run: str) -> Table:
     """Write all scores of a run's checkpoints as its one table, and return it."""
     table = read_run(run)
     write(storage.join(run, TABLE), table)
@@ -125,7 +125,7 @@ def conditions_of(table: Table) -> pd.Series:
     return (table["precision"] + " on " + table["device"].where(table["device"] == "cpu", "gpu")).fillna("unknown")
 
 
-def as_newest(table: Table) -> Table:
+def rows_like_newest(table: Table) -> Table:
     """Of one split's rows those that were computed in the conditions of the newest checkpoint's."""
     newest = conditions_of(table[table["step"] == table["step"].max()])
     return table[conditions_of(table).isin(newest)]
@@ -148,7 +148,7 @@ def covers(
 def means(table: Table) -> Table:
     """Means over the images: a row for each method, a column for each (protocol, metric), LPIPS last.
 
-    A mean over only some of the images would flatter or slander, so where one is missing there is NaN.
+    A mean over a subset of the images would be biased, so it is NaN where one is missing.
     """
     groups = table.groupby(["method", "protocol", "metric"], sort=False)["value"]
     wide = groups.agg(lambda values: values.mean(skipna=False)).unstack(["protocol", "metric"], sort=False)
@@ -156,7 +156,12 @@ def means(table: Table) -> Table:
     return wide.reindex(index=[method for method in METHODS if method in wide.index], columns=columns)
 
 
-def alike(table: Table, like: Table) -> Table:
+def headline_rows(table: Table, protocol: str) -> Table:
+    """The rows by one protocol, and those of LPIPS: a number for each metric."""
+    return table[(table["protocol"] == protocol) | (table["metric"] == "lpips")]
+
+
+def comparable_rows(table: Table, like: Table) -> Table:
     """Of one split's rows those of checkpoints that were scored as ``like`` was, by the same columns."""
     rows = table.merge(like[["data", "protocol", "metric"]].drop_duplicates())
     each = [of_checkpoint for _, of_checkpoint in rows.groupby("step") if _kind(of_checkpoint) == _kind(like)]
@@ -165,7 +170,7 @@ def alike(table: Table, like: Table) -> Table:
 
 def means_of_newest(split: Table, like: Table, count: int) -> list[Table]:
     """``means`` of each of the newest ``count`` checkpoints in ``split`` that were scored as ``like`` was."""
-    return [means(table) for _, table in list(alike(split, like).groupby("step"))[-count:]]  # oldest first
+    return [means(table) for _, table in list(comparable_rows(split, like).groupby("step"))[-count:]]  # oldest first
 
 
 def _kind(table: Table) -> set[tuple[str, ...]]:

@@ -30,7 +30,7 @@ BOUNDS = {
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Show what the user can mend as a plain message and exit with status 2; Ctrl-C ends with one line as well."""
+    """Show what the user can repair as a plain message and exit with status 2; Ctrl-C ends with one line as well."""
     try:
         yield
     except ValidationError as error:
@@ -48,7 +48,7 @@ def parse_settings(model: type[Model], argv: list[str] | None = None, *, descrip
     add_options(parser, model)
     options = vars(parser.parse_args(normalise(argv)))
     with user_errors():
-        return model.model_validate(nested(options))
+        return model.model_validate(nest(options))
 
 
 def argument_parser(description: str) -> argparse.ArgumentParser:
@@ -99,7 +99,7 @@ def normalise(argv: list[str] | None) -> list[str]:
     return [_normalise_option(argument) for argument in arguments]
 
 
-def nested(options: dict[str, Any]) -> dict[str, Any]:
+def nest(options: dict[str, Any]) -> dict[str, Any]:
     """``{"train.steps": 5}`` as ``{"train": {"steps": 5}}``."""
     tree: dict[str, Any] = {}
     for dotted, value in options.items():
@@ -118,7 +118,7 @@ class _Several(argparse.Action):
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
     ) -> None:
         """Keep the values as one list, or ``null`` alone as ``None``."""
-        setattr(namespace, self.dest, None if values == [None] else _listed(values))
+        setattr(namespace, self.dest, None if values == [None] else _parse_list(values))
 
 
 def _normalise_option(argument: str) -> str:
@@ -132,7 +132,7 @@ def _text_or_none(text: str) -> str | None:
     return None if text == "null" else text
 
 
-def _listed(words: list[str | None]) -> list[Any]:
+def _parse_list(words: list[str | None]) -> list[Any]:
     """The words themselves, or the list that a single one in brackets is."""
     if len(words) == 1 and str(words[0]).startswith("["):
         with suppress(ValueError):

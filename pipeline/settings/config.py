@@ -1,7 +1,5 @@
 """The settings of a run: composed from the parts', read from presets, files and the command line."""
 
-import argparse
-from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import yaml
@@ -9,19 +7,17 @@ from pydantic import model_validator
 
 from iaml import NetworkSettings, ObjectiveSettings, Settings, TeacherSettings
 from iaml.network import STRIDE
-from pipeline import storage
-from pipeline.settings import command_line, plain_yaml
+from pipeline.settings.checkpoint import CheckpointSettings
 from pipeline.settings.data import DataSettings
 from pipeline.settings.evaluation import EvaluationSettings
-from pipeline.settings.training import CheckpointSettings, OptimizerSettings, RunSettings, TrainSettings
-
-PRESETS = Path(__file__).parent / "presets"
-
+from pipeline.settings.optimizer import OptimizerSettings
+from pipeline.settings.run import RunSettings
+from pipeline.settings.train import TrainSettings
 
 MAY_CHANGE = (
     ("data", "url"),  # where data sets lie is not what they hold: their checksums are compared instead
     ("data", "extra_urls"),
-    ("data", "on_bad_data"),  # a run that bad data stopped may go on without them
+    ("data", "on_bad_data"),  # a run that bad data stopped may resume without them
     ("data", "cache"),  # how fast samples come, not which
     ("data", "cache_gib"),
     ("data", "threads"),
@@ -86,7 +82,7 @@ class Config(Settings):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide the weights, rounding apart; a run may only be continued with the same ones."""
+        """The settings that decide the weights, rounding apart; a run may only be resumed with the same ones."""
         parts = {"data", "train", "optimizer", "network", "objective", "teacher"}
         identity: dict[str, Any] = {"seed": self.run.seed, **self.model_dump(mode="json", include=parts)}
         # of `run` all but the seed may change: batches and their statistics are the same on any number of workers;
@@ -100,27 +96,6 @@ class Config(Settings):
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
-def preset_names() -> list[str]:
-    """The presets that ``--config`` knows by name."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
-
-
-def parse_config(
-    parser: argparse.ArgumentParser, model: type[AnyConfig], argv: list[str] | None = None
-) -> tuple[AnyConfig, dict[str, Any]]:
-    """The settings from ``--config`` overridden by options; also the options that ``parser`` had of its own."""
-    parser.add_argument(
-        "--config", required=True, metavar="NAME|FILE", help=f"a preset ({', '.join(preset_names())}) or a YAML file"
-    )
-    command_line.add_options(parser, model)
-    options = vars(parser.parse_args(command_line.normalise(argv)))
-    base = read_settings(_settings_file(options.pop("config")))
-    overrides = {name: value for name, value in options.items() if "." in name}
-    parts: dict[str, Any] = {name: {} for name in model.model_fields}  # so that a missing field is named in full
-    settings = _merged(_merged(parts, base), command_line.nested(overrides))
-    return model.model_validate(settings), {name: options[name] for name in options.keys() - overrides.keys()}
-
-
 def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
     """The settings in which two identities differ: dotted name, value before, value now, None where missing."""
     found: list[tuple[str, Any, Any]] = []
@@ -131,37 +106,3 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
         elif old != new:
             found.append((f"{prefix}{name}", old, new))
     return found
-
-
-def read_settings(url: str) -> dict[str, Any]:
-    """The mapping in a YAML file, values as they were written; ``ValueError`` naming the file when there is none."""
-    try:
-        text = storage.read_text(url)
-    except FileNotFoundError as error:
-        raise ValueError(f"{url}: no such settings file ({error})") from error
-    except OSError as error:
-        raise ValueError(f"{url}: cannot be read ({error})") from error
-    try:
-        settings = plain_yaml.load(text)
-    except ValueError as error:
-        raise ValueError(f"{url}: {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{url}: must hold settings by name, such as 'train: {{steps: 1000}}'")
-    return settings
-
-
-def _settings_file(name: str) -> str:
-    preset = PRESETS / f"{name}.yaml"
-    if preset.exists():
-        return str(preset)
-    if not name.endswith((".yaml", ".yml")):
-        raise ValueError(f"--config {name}: not a preset ({', '.join(preset_names())}) nor a .yaml file")
-    return name
-
-
-def _merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for name, value in overrides.items():
-        below = merged.get(name)
-        merged[name] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
-    return merged

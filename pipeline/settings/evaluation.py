@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from iaml import Settings
 from iaml.metrics import Protocol
 from iaml.network import STRIDE
-from pipeline.storage import absolute
+from pipeline.storage import Url, absolute
 
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("dev", "test", "train")  # in the order of reports
@@ -81,3 +81,55 @@ class EvaluationSettings(Settings):
         """What is measured of each image, as (protocol, metric); ``lpips``: whether its weights were found."""
         columns = [(str(protocol), metric) for protocol in self.protocols for metric in ("psnr", "ssim")]
         return columns + [(self.lpips, "lpips")] * (lpips and self.lpips != "none")
+
+
+class EvaluateData(Settings):
+    """The data to score on."""
+
+    url: Url | None = Field(
+        None, description="folder or s3://bucket/prefix that pipeline/pack.py wrote; by default the run's"
+    )
+
+
+class EvaluateSettings(Settings):
+    """What to score, and on what."""
+
+    checkpoint: Url | None = Field(
+        None, description="folder or s3:// URL of a checkpoint, or of a run for the one that its dev scores choose"
+    )
+    images: Url | None = Field(
+        None, description="folder of pictures that any method made, named as the pairs' low-light images were"
+    )
+    compare: tuple[Url, ...] = Field(
+        (), description="two or more runs, checkpoints or folders of pictures, compared image by image with the first"
+    )
+    split: Split = Field("dev", description="split to score; the test split is for the end, once")
+    out: Url | None = Field(None, description="Parquet file for each image's scores, besides the run's own")
+    json_file: Url | None = Field(
+        None, alias="json", description="file for the printed table as JSON: each number unrounded, with its protocol"
+    )
+    data: EvaluateData = EvaluateData()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    @model_validator(mode="after")
+    def _one_thing_to_do(self) -> Self:
+        if sum(map(bool, (self.checkpoint, self.images, self.compare))) != 1:
+            raise ValueError("give one of checkpoint, images and compare")
+        if len(self.compare) == 1:
+            raise ValueError("compare: needs two or more; to score one, use checkpoint or images")
+        return self
+
+    @model_validator(mode="after")
+    def _every_field_has_an_effect(self) -> Self:
+        given = self.evaluation.model_fields_set
+        if "last" in given and not self.checkpoint:
+            raise ValueError("evaluation.last: has an effect on a run's table alone, which checkpoint names")
+        for name in ("tile", "grid_images"):
+            if name in given and self.images:
+                raise ValueError(f"evaluation.{name}: has no effect on pictures that are made already")
+        return self
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """What is to be scored."""
+        return self.compare or tuple(url for url in (self.checkpoint, self.images) if url)

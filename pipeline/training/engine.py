@@ -12,7 +12,7 @@ from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimiz
 from torch import Tensor
 
 from iaml import TeacherStudent
-from pipeline.settings.training import OptimizerSettings
+from pipeline.settings.optimizer import OptimizerSettings
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # the state that Adam keeps for each parameter
 
@@ -20,7 +20,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # the state that Adam keeps for each parame
 class GuardedAdam(torch.optim.Adam):
     """Adam for ZeRO stage 0 that does what DeepSpeed's sharded optimizers do by themselves.
 
-    It clips by the global norm and leaves out a step whose gradients are not finite. The attribute names are
+    It clips by the global norm and skips a step whose gradients are not finite. The attribute names are
     those that DeepSpeed's engine looks for.
     """
 
@@ -47,7 +47,7 @@ class StepResult:
 
     Attributes:
         losses: means over the micro-batches of this worker, by name, on the device.
-        grad_norm: norm of the global gradient before clipping; infinite or NaN when the step was left out.
+        grad_norm: norm of the global gradient before clipping; infinite or NaN when the step was skipped.
         ema_rate: rate ``m_t`` of the teacher's update.
         applied: whether the weights moved.
     """
@@ -89,7 +89,7 @@ class Engine:
     def step(self, batches: Sequence[tuple[Tensor, Tensor]], learning_rate: float) -> StepResult:
         """One optimizer step over the micro-batches of low-light and clean images.
 
-        A step with a non-finite loss or gradient on any worker is left out on all of them: weights, optimizer
+        A step with a non-finite loss or gradient on any worker is skipped on all of them: weights, optimizer
         state, running statistics and teacher stay as they were.
 
         Args:
@@ -103,7 +103,7 @@ class Engine:
         for low, clean in batches:
             losses = self._engine(self._images(low), self._images(clean))
             loss = losses["loss"]
-            # a loss of NaN or infinity makes every gradient NaN, so that all workers leave the step out
+            # a loss of NaN or infinity makes every gradient NaN, so that all workers skip the step
             self._engine.backward(loss * torch.where(loss.detach().isfinite(), 1.0, math.nan))
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() / len(batches)

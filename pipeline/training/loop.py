@@ -5,7 +5,7 @@ for each step:
 read this worker's part of the global batch
 losses of student and teacher -> gradients -> optimizer step -> teacher's average
 now and then: record metrics, write a checkpoint and have it scored
-when told to make way: write a checkpoint and return
+when asked to stop: write a checkpoint and return
 """
 
 import logging
@@ -25,12 +25,12 @@ from iaml import TeacherStudent
 from pipeline import storage
 from pipeline.data.loader import Loader
 from pipeline.data.manifest import load_manifest
-from pipeline.data.order import Share
-from pipeline.run import checkpoint, lease
+from pipeline.data.order import WorkerShare
+from pipeline.run import checkpoint, lease, record
 from pipeline.run.checkpoint import Progress
 from pipeline.settings.config import Config
 from pipeline.telemetry import Telemetry
-from pipeline.terminal import say
+from pipeline.terminal import log
 from pipeline.training import topology
 from pipeline.training.engine import Engine, StepResult
 from pipeline.training.monitor import Monitor
@@ -54,29 +54,30 @@ def train(settings: dict[str, Any]) -> None:
     """
     logging.getLogger().setLevel(logging.WARNING)  # Ray logs each report, which the monitor has said already
     config = Config.model_validate(settings["config"])
-    if storage.exists(storage.join(config.run.url, checkpoint.STOPPED)):
+    if record.stop_reason(config.run.url):
         return
     if lease.is_lost(config.run.url, settings["lease"]):
         return  # the driver says it; workers that were started again would lose their checkpoints again
     try:
         _train(config, settings["provenance"], settings["lease"])
     except ValueError as error:
-        _stop(config.run.url, " ".join(str(error).split()))
+        record.stop(config.run.url, " ".join(str(error).split()))
         raise
 
 
 def _train(config: Config, provenance: dict[str, Any], lease_id: str) -> None:
     context = ray.train.get_context()
-    share = Share(context.get_world_rank(), context.get_world_size(), config.micro_batch, config.train.accumulation)
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    share = WorkerShare(rank, workers, config.micro_batch, config.train.accumulation)
     device = ray.train.torch.get_device()
-    if context.get_world_rank() == 0:
-        lease.check(config.run.url, lease_id)  # before checkpoints are set aside
+    if rank == 0:
+        lease.check(config.run.url, lease_id)  # before checkpoints are invalidated
     task, engine, progress = _build(config, provenance.get("start_from"), device)
     loader = Loader([load_manifest(url) for url in config.data.urls], config.data, share, config.run.seed)
     reporter = _Reporter(config, provenance, lease_id, progress) if share.rank == 0 else None
     places = topology.gather()
     if reporter:
-        _say_all([*topology.describe(places), *(str(stream.cache) for stream in loader.streams if stream.cache)])
+        _log_all([*topology.describe(places), *(str(reader.cache) for reader in loader.readers if reader.cache)])
     window, notices = _Window(), Notices(share.rank, device)
     telemetry = Telemetry(run=config.run.name, rank=str(share.rank))
     for step, batches in loader.steps(progress.step, config.train.steps):
@@ -87,19 +88,19 @@ def _train(config: Config, provenance: dict[str, Any], lease_id: str) -> None:
         window.add(result)
         last = progress.step == config.train.steps
         if not result.applied:
-            _say_left_out(progress, result, share.rank)
+            _log_skipped_step(progress, result, share.rank)
             if progress.nonfinite_in_a_row == config.train.nonfinite_limit:
                 if reporter:
-                    _stop(config.run.url, f"{config.train.nonfinite_limit} {NOT_FINITE}")
+                    record.stop(config.run.url, f"{config.train.nonfinite_limit} {NOT_FINITE}")
                 break
         if last or progress.step % config.train.log_every == 0:
             metrics = window.means(rate)
             if config.data.on_bad_data == "skip":
                 metrics["skipped_pairs"] = _sum_over_workers(loader.skipped, device)
-            telemetry.tell(loader.state()._asdict())
+            telemetry.record(loader.state()._asdict())
             if reporter:
                 reporter.monitor.record(progress.step, metrics)
-        notice = notices.look()
+        notice = notices.poll()
         if last or progress.step % config.checkpoint.every == 0:
             _write_checkpoint(reporter, task, engine, progress, checkpoint.PREFIX)
         elif notice:
@@ -128,18 +129,18 @@ def _build(
     if newest:
         engine.load_optimizer_state(checkpoint.load_optimizer(newest), progress.updates)
     if rank == 0 and newest:
-        say(f"continuing from {newest} at step {progress.step}")
+        log(f"resuming from {newest} at step {progress.step}")
     elif rank == 0 and start:
-        say(f"starting from {start['url']}")
+        log(f"starting from {start['url']}")
     return task, engine, progress
 
 
 def _newest_checkpoint(run: str, rank: int) -> str | None:
-    """The checkpoint to continue from, which rank 0 finds for all: what Ray knows may be gone, or not the newest."""
+    """The checkpoint to resume from, which rank 0 finds for all: what Ray knows may be gone, or not the newest."""
     newest = None
     if rank == 0:
-        newest = checkpoint.newest(run, say)
-        checkpoint.set_aside_after(run, checkpoint.read_progress(newest).step if newest else 0)
+        newest = checkpoint.newest(run, log)
+        checkpoint.invalidate_after(run, checkpoint.read_progress(newest).step if newest else 0)
     found: str | None = ray.train.collective.broadcast_from_rank_zero(newest)
     return found
 
@@ -153,10 +154,6 @@ def _write_checkpoint(
         reporter.write_checkpoint(task, optimizer, progress, prefix)
     else:
         ray.train.report({}, checkpoint_dir_name=checkpoint.name_at(progress.step, prefix))
-
-
-def _stop(run: str, reason: str) -> None:
-    storage.write_text(storage.join(run, checkpoint.STOPPED), reason)
 
 
 def _sum_over_workers(number: float, device: torch.device) -> float:
@@ -226,7 +223,7 @@ class _Reporter:
         for older in checkpoint.complete_checkpoints(self._config.run.url, checkpoint.INTERIM):
             if storage.name_of(older) != name:
                 checkpoint.delete_weights(older)
-        say(f"checkpoint {storage.join(self._config.run.url, name)}")
+        log(f"checkpoint {storage.join(self._config.run.url, name)}")
 
     def _upload(self, local: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
         url = storage.join(self._config.run.url, name)
@@ -235,12 +232,12 @@ class _Reporter:
         return ray.train.Checkpoint(f"{place.experiment_fs_path}/{name}", filesystem=place.storage_filesystem)
 
 
-def _say_all(lines: Sequence[str]) -> None:
+def _log_all(lines: Sequence[str]) -> None:
     for line in lines:
-        say(line)
+        log(line)
 
 
-def _say_left_out(progress: Progress, result: StepResult, rank: int) -> None:
+def _log_skipped_step(progress: Progress, result: StepResult, rank: int) -> None:
     terms = "  ".join(f"{name} {float(value):.4g}" for name, value in result.losses.items())
     if rank == 0:
-        say(f"step {progress.step} left out: the loss or its gradient is not finite on some worker (here: {terms})")
+        log(f"step {progress.step} skipped: the loss or its gradient is not finite on some worker (here: {terms})")

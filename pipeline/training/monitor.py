@@ -8,23 +8,21 @@ import json
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from pipeline import storage, terminal
+from pipeline.run.record import EVENTS, METRICS, read_metrics
 from pipeline.telemetry import Telemetry
-
-METRICS, EVENTS = "metrics.jsonl", "tensorboard"
 
 
 class Monitor:
-    """Records the metrics of a run; a resumed run drops the records past the step that it continues from.
+    """Records the metrics of a run; a resumed run drops the records past the step that it resumes from.
 
     Args:
         run: the run's URL.
         steps: steps of the whole run, for the remaining time.
-        start: step that the run continues from.
+        start: step that the run resumes from.
         global_batch: pairs in one step.
     """
 
@@ -45,7 +43,7 @@ class Monitor:
         rate = (step - first) / (now - before)
         record = {"step": step, **metrics, "images_per_s": rate * self._global_batch}
         self._records.append(record)
-        self._telemetry.tell(record)
+        self._telemetry.record(record)
         for name, value in record.items():
             if name != "step":
                 self._writer.add_scalar(name, value, step)
@@ -54,11 +52,11 @@ class Monitor:
         done, eta = f"step {step}/{self._steps}", f"ETA {remaining // 60:.0f}m{remaining % 60:02.0f}s"
         loss = f"  loss {metrics['loss']:.3g}" if "loss" in metrics else ""
         live = f"{done}{loss}  {record['images_per_s']:.3g} images/s  {eta}"
-        terminal.say(f"{done}  {values}  {eta}", live=live)
+        terminal.log(f"{done}  {values}  {eta}", live=live)
 
     def note_checkpoint(self, step: int) -> None:
         """A checkpoint that is to be scored has been written."""
-        self._telemetry.tell({"checkpoint_step": step})
+        self._telemetry.record({"checkpoint_step": step})
 
     def save(self) -> None:
         """Write the records to the run's storage, whole."""
@@ -73,31 +71,6 @@ class Monitor:
         """Save and stop."""
         self.save()
         self._writer.close()
-
-
-def read_metrics(run: str) -> list[dict[str, Any]]:
-    """The records of a run so far, oldest first; lines that can't be read are passed over, as is said."""
-    url = storage.join(run, METRICS)
-    if not storage.exists(url):
-        return []
-    lines = storage.read_bytes(url).splitlines()
-    records = [_record(line) for line in lines]
-    damaged = [number for number, record in enumerate(records, 1) if record is None]
-    if damaged:
-        terminal.say_once(
-            f"{url}: passed over {len(damaged)} of {len(lines)} lines that can't be read, the first is {damaged[0]}"
-        )
-    return [record for record in records if record is not None]
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    """The record in a line: numbers by name, one of them ``step``; none where it is damaged."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    is_whole = isinstance(record, dict) and all(isinstance(value, int | float) for value in record.values())
-    return record if is_whole and isinstance(record.get("step"), int) else None
 
 
 def _event_folder(run: str) -> Path:

@@ -10,17 +10,17 @@ import torch.distributed as dist
 
 from pipeline import interruption
 
-LOOK_S = 2.0  # between two looks, each of which costs some milliseconds
+POLL_S = 2.0  # between two polls, each of which costs some milliseconds
 
 Notice = Literal["save", "stop"]
 NOTICES: tuple[Notice | None, ...] = (None, "save", "stop")
 
 
 class Notices:
-    """Looks now and then whether the job is to make way or a node is about to go; all workers look together.
+    """Polls whether the job is to stop or a node is about to be preempted; all workers poll together.
 
     Checkpoints are written by all workers together, so that one which writes while another steps on would wait for
-    ever: rank 0 alone decides when to look and what to do.
+    ever: rank 0 alone decides when to poll and what to do.
 
     Args:
         rank: this worker's.
@@ -33,7 +33,7 @@ class Notices:
         self._next = 0.0
         self._going: set[str] = set()
 
-    def look(self) -> Notice | None:
+    def poll(self) -> Notice | None:
         """What to do after this step.
 
         Returns:
@@ -42,7 +42,7 @@ class Notices:
         """
         if not self._from_rank_zero(time.monotonic() >= self._next):
             return None
-        self._next = time.monotonic() + LOOK_S
+        self._next = time.monotonic() + POLL_S
         going = ray.train.get_preemption_info()  # all workers must ask, and each may have been told at another time
         return NOTICES[self._from_rank_zero(self._decide(going.preempted_node_ids if going else []))]
 

@@ -16,13 +16,13 @@ from workspace import Workspace
 
 from pipeline.data.loader import Loader
 from pipeline.data.manifest import ShardRecord, load_manifest, write_manifest
-from pipeline.data.order import SampleOrder, Share
+from pipeline.data.order import SampleOrder, WorkerShare
 from pipeline.images.codecs import decode_rgb
 
 MANY_SHARDS, SHARD_PAIRS = 100_000, 32
 ORDER_PAIRS = 1000  # in each of as many shards: 100 million samples
 ORDER_SAMPLES = 1_000_000  # asked for when the order is timed
-SHARE = Share(0, 1, BATCH, 1)
+SHARE = WorkerShare(0, 1, BATCH, 1)
 
 
 class FirstBatch(NamedTuple):
@@ -57,7 +57,7 @@ def cold_pairs_per_second(url: str, cache: Path) -> FirstPass:
     os.sync()  # writing out what others wrote is not its work
     begun = time.perf_counter()
     loader = Loader([load_manifest(url)], loader_settings(url, cache, threads=1), SHARE, seed=0)
-    count = int(loader.streams[0].shards.pairs.sum()) // BATCH
+    count = int(loader.readers[0].shards.pairs.sum()) // BATCH
     steps = loader.steps(0, count)
     next(steps)
     first = time.perf_counter()
@@ -82,7 +82,7 @@ def write_many_shards(workspace: Workspace, out: Path) -> None:
     shards = load_manifest(str(workspace.shards)).split("train")
     window = loader_settings(str(out), out).shuffle_shards
     order = SampleOrder(np.full(MANY_SHARDS, SHARD_PAIRS), seed=0, window=window)
-    needed = np.unique(order.visits(0, window * SHARD_PAIRS).shard).tolist()
+    needed = np.unique(order.refs(0, window * SHARD_PAIRS).shard).tolist()
     records = [_absent(number) for number in range(MANY_SHARDS)]
     for place, number in enumerate(needed):
         real = shards[place % len(shards)]
@@ -95,7 +95,7 @@ def first_batch(url: str, cache: Path) -> FirstBatch:
     """One of 2 workers starts on a data set that no cache holds; to be called in a fresh process."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     resident, own, begun = memory("VmRSS"), memory("RssAnon"), time.perf_counter()
-    loader = Loader([load_manifest(url)], loader_settings(url, cache), Share(0, 2, BATCH, 1), seed=0)
+    loader = Loader([load_manifest(url)], loader_settings(url, cache), WorkerShare(0, 2, BATCH, 1), seed=0)
     next(loader.steps(0, FOREVER))
     seconds, peak = time.perf_counter() - begun, memory("VmHWM")
     return FirstBatch(seconds, peak - resident, memory("RssAnon") - own, peak)
@@ -106,7 +106,7 @@ def order_microseconds(block: int) -> float:
     order, start = _order(), MANY_SHARDS * ORDER_PAIRS // 2
     begun = time.perf_counter()
     for first in range(start, start + ORDER_SAMPLES, block):
-        order.visits(first, first + block)
+        order.refs(first, first + block)
     return (time.perf_counter() - begun) / ORDER_SAMPLES * 1e6
 
 
@@ -115,7 +115,7 @@ def order_memory(block: int) -> float:
     tracemalloc.start()
     order, end = _order(), MANY_SHARDS * ORDER_PAIRS
     for first in range(end - 1000 * block, end + 1000 * block, block):
-        order.visits(first, first + block)
+        order.refs(first, first + block)
     return tracemalloc.get_traced_memory()[1] / 1e6
 
 

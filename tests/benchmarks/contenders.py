@@ -23,7 +23,7 @@ from workspace import Workspace
 
 from pipeline.data.loader import Loader
 from pipeline.data.manifest import load_manifest
-from pipeline.data.order import Share
+from pipeline.data.order import WorkerShare
 from pipeline.settings.data import DataSettings
 
 CROP = 256
@@ -48,7 +48,7 @@ class Contender(NamedTuple):
 def ours(workspace: Workspace, workers: int) -> Batches:
     """This project's loader as it is set by default, apart from flips and the place of its cache."""
     settings = loader_settings(str(workspace.shards), workspace.root / "cache")
-    loader = Loader([load_manifest(settings.url)], settings, Share(0, 1, BATCH, 1), seed=0)
+    loader = Loader([load_manifest(settings.url)], settings, WorkerShare(0, 1, BATCH, 1), seed=0)
     for _, (batch,) in loader.steps(0, FOREVER):
         yield batch.low, batch.clean
 

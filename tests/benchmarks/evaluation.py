@@ -18,17 +18,20 @@ from measure import machine, spread, stay_on, table
 
 from pipeline import storage
 from pipeline.data.manifest import load_manifest
-from pipeline.evaluation.pool import Validation
 from pipeline.evaluation.scorer import find_lpips
-from pipeline.launch import capacity, trainer
-from pipeline.packing.darkening import DarkenSettings, darken_folder
-from pipeline.packing.packing import PackSettings, pack
+from pipeline.evaluation.validation import Validation
+from pipeline.launch import capacity, cluster, trainer
+from pipeline.launch.provenance import collect_provenance
+from pipeline.packing.darkening import darken_folder
+from pipeline.packing.packing import pack
 from pipeline.packing.photographs import export_photographs
 from pipeline.run import lease
+from pipeline.run.record import read_metrics
 from pipeline.settings.command_line import user_errors
 from pipeline.settings.config import Config
+from pipeline.settings.darkening import DarkenSettings
+from pipeline.settings.packing import PackSettings
 from pipeline.training import loop
-from pipeline.training.monitor import read_metrics
 
 ROUNDS = 3
 STEPS, WARM_UP, CHECKPOINT_EVERY, LOG_EVERY = 240, 60, 60, 20
@@ -107,9 +110,9 @@ def speed(root: Path, data: str, workers: int, training: list[int], evaluation: 
     trainer.Validation = OnCores  # type: ignore[misc]
     loop.train = on_cores(training)
     stay_on(EVALUATION_CORES if training == TRAINING_CORES else CORES)  # and so do Ray's own processes
-    with lease.hold(config.run.url) as lease_id, trainer.cluster(capacity.cpus_needed(config), None):
-        config = capacity.with_devices(config, manifests)
-        trainer.train(config, manifests, trainer.provenance_of(manifests), find_lpips(config.evaluation), lease_id)
+    with lease.hold(config.run.url) as lease_id, cluster.session(capacity.cpus_needed(config), None):
+        config = capacity.choose_devices(config, manifests)
+        trainer.train(config, manifests, collect_provenance(manifests), find_lpips(config.evaluation), lease_id)
     return median(each["images_per_s"] for each in read_metrics(config.run.url) if each["step"] > WARM_UP)
 
 
@@ -117,7 +120,7 @@ def settings(root: Path, data: str, workers: int) -> Config:
     """A small network's run."""
     return Config.model_validate(
         {
-            "run": {"name": "run", "storage": str(root / "runs"), "workers": workers},
+            "run": {"name": "run", "root": str(root / "runs"), "workers": workers},
             "data": {"url": data, "crop": 64, "cache": str(root / "cache")},
             "train": {"steps": STEPS, "global_batch": 8, "log_every": LOG_EVERY},
             "network": {"width": 0.25},

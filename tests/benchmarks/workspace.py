@@ -11,11 +11,13 @@ from mosaic import write_mds
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from pipeline.images.codecs import encode_png, read_rgb, stored_png
-from pipeline.packing.darkening import DarkenSettings, darken_folder
-from pipeline.packing.packing import PackSettings, pack
-from pipeline.packing.pairing import Pair, find_pairs
+from pipeline.images.codecs import encode_png, read_rgb, to_stored_png
+from pipeline.packing.darkening import darken_folder
+from pipeline.packing.packing import pack
+from pipeline.packing.pairing import PairPixels, find_pairs
 from pipeline.packing.photographs import export_photographs
+from pipeline.settings.darkening import DarkenSettings
+from pipeline.settings.packing import PackSettings
 
 SIZE = (600, 400)  # of LOL's images: width and height, pixels
 LEAST_PAIRS = 485  # as many as LOL-v1 trains on; a smaller source is repeated until there are so many
@@ -93,11 +95,11 @@ def _photographs(root: Path) -> Path:
     return pairs
 
 
-def _write_folder(folder: Path, pairs: Sequence[Pair], copies: int) -> None:
+def _write_folder(folder: Path, pairs: Sequence[PairPixels], copies: int) -> None:
     for pair in pairs:
         for side, path in (("low", pair.low), ("high", pair.high)):
             (folder / side).mkdir(parents=True, exist_ok=True)
             first = folder / side / f"0-{pair.key}.png"
-            first.write_bytes(stored_png(path)[0])
+            first.write_bytes(to_stored_png(path)[0])
             for copy in range(1, copies):
                 os.link(first, folder / side / f"{copy}-{pair.key}.png")

@@ -103,12 +103,13 @@ def commands(steps: list[tuple[str, str]]) -> list[str]:
 def test_builder_is_sent_the_code_alone() -> None:
     files = list(sent(ROOT, IGNORE.read_text()))
     assert {f"cluster/docker/{name}" for name in LOCKS} | {"requirements.lock", "pipeline/train.py"} <= set(files)
-    assert {Path(path).suffix for path in files} == {".py", ".yaml", ".lock"}
+    assert {Path(path).suffix for path in files} == {".py", ".yaml", ".lock", ".html", ".css", ".js"}
     assert sum((ROOT / path).stat().st_size for path in files) < 1_000_000
 
 
 def test_ignore_file_keeps_all_else_back(tmp_path: Path) -> None:
     wanted = {"iaml/mirror.py", "pipeline/settings/presets/demo.yaml", "tune/search.py", "requirements.lock"}
+    wanted |= {f"pipeline/reporting/page/{name}" for name in ("page.html", "page.css", "page.js")}
     other = {
         ".env",
         ".git/config",
@@ -225,7 +226,7 @@ def test_image_is_small_and_builds_nothing(image: Image) -> None:
 def test_image_trains_as_an_ordinary_user_with_a_read_only_root(image: Image, tmp_path: Path) -> None:
     probe = "import urllib.request as request; print(request.urlopen('http://127.0.0.1:52365/api/healthz').read())"
     healthy = f'until python -c "{probe}" 2> /dev/null; do sleep 1; done'  # as Kubernetes asks
-    changes = {"--data.url": "/tmp/shards", "--run.storage": "/home/iaml/runs", "--run.name": "small"}
+    changes = {"--data.url": "/tmp/shards", "--run.root": "/home/iaml/runs", "--run.name": "small"}
     changes |= {"--run.workers": "2", "--evaluation.lpips": "alex", "--train.global-batch": "4"}
     train = f"RAY_ADDRESS=auto python pipeline/train.py {' '.join(options(**changes))}"
     output = image.run(

@@ -61,7 +61,7 @@ def clone(tmp_path: Path) -> Path:
 
 
 def test_training_as_a_job(head, shards, clone, tmp_path):
-    changes = {"--data.url": shards, "--run.storage": str(tmp_path), "--run.name": "job", "--run.workers": "2"}
+    changes = {"--data.url": shards, "--run.root": str(tmp_path), "--run.name": "job", "--run.workers": "2"}
     submit = [*RAY, "job", "submit", f"--address={DASHBOARD}", "--working-dir", ".", "--"]
     done = head.run(clone, *submit, "python", "pipeline/train.py", *options(**changes))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -70,7 +70,7 @@ def test_training_as_a_job(head, shards, clone, tmp_path):
 
 
 def test_search_as_a_job(head, shards, clone, tmp_path):
-    changes = {"--data.url": shards, "--run.storage": str(tmp_path), "--run.name": "job"}
+    changes = {"--data.url": shards, "--run.root": str(tmp_path), "--run.name": "job"}
     changes |= {"--search.trials": "2", "--search.top": "1", "--search.seeds": "2"}
     submit = [sys.executable, "cluster/ray/submit.py", f"--address={DASHBOARD}", "--"]
     done = head.run(clone, *submit, "python", "tune/search.py", *options(**changes))
@@ -81,6 +81,6 @@ def test_search_as_a_job(head, shards, clone, tmp_path):
 
 def test_a_job_that_fails_has_its_own_status(head, shards, clone, tmp_path):
     submit = [sys.executable, "cluster/ray/submit.py", f"--address={DASHBOARD}", "--"]
-    changes = {"--data.url": "/no/such/data", "--run.storage": str(tmp_path), "--run.name": "job"}
+    changes = {"--data.url": "/no/such/data", "--run.root": str(tmp_path), "--run.name": "job"}
     done = head.run(clone, *submit, "python", "pipeline/train.py", *options(**changes))
     assert done.returncode == 2 and "/no/such/data/manifest.parquet: there is no manifest" in done.stdout

@@ -30,7 +30,7 @@ def submit() -> ModuleType:
     ("command", "refused"),
     [
         ("python pipeline/train.py --config lol_v1 --data.url shards", "--data.url shards"),
-        ("python pipeline/train.py --config lol_v1 --run.storage=./runs", "--run.storage ./runs"),
+        ("python pipeline/train.py --config lol_v1 --run.root=./runs", "--run.root ./runs"),
         ("python pipeline/train.py --data.extra_urls [s3://bucket/a,b]", "--data.extra_urls b"),
         ("python pipeline/evaluate.py --compare /runs/a runs/b --split test", "--compare runs/b"),
     ],
@@ -41,7 +41,7 @@ def test_places_that_would_be_the_jobs_own_are_refused(submit: ModuleType, comma
 
 
 def test_places_that_all_nodes_may_see_are_not(submit: ModuleType) -> None:
-    places = "--data.url s3://bucket/a_b --run.storage=/runs --data.extra-urls [s3://a,/b] --compare ~/a file:///b"
+    places = "--data.url s3://bucket/a_b --run.root=/runs --data.extra-urls [s3://a,/b] --compare ~/a file:///b"
     submit.check_places(["python", "pipeline/train.py", "--config", "lol_v1", *places.split(), "--run.name", "a"])
     submit.check_places(["python", "pipeline/pack.py", "--source", "/my set, [clean] # 1", "--out", "s3://bucket/a b"])
 

@@ -48,7 +48,7 @@ class Cluster:
         return self.run("cluster/slurm/submit.py", *place, *command).stdout.split()[-1]
 
     def train(self, name: str, **sbatch: str) -> str:
-        changes = {"--data.url": self.data, "--run.storage": self.runs, "--run.name": name}
+        changes = {"--data.url": self.data, "--run.root": self.runs, "--run.name": name}
         return self.submit("pipeline/train.py", *options(**LONG | changes), **sbatch)
 
     def log(self, job: str) -> str:
@@ -112,7 +112,7 @@ def test_the_time_limit_and_an_urgent_job_interrupt_a_training_that_ends_with_th
     job = cluster.train("interrupted", time="2", sbatch="--signal=B:USR1@55")
     cluster.wait_for_line(job, r"job is requeued")
     cluster.slurm.wait(job, "RUNNING", timeout_s=60)
-    cluster.wait_for_line(job, r"continuing from \S+/interim-\d+ at step")
+    cluster.wait_for_line(job, r"resuming from \S+/interim-\d+ at step")
     cluster.slurm.run("sbatch", "--partition=urgent", "--nodes=2", "--ntasks-per-node=4", "--wrap=sleep 1")
     deadline = time.monotonic() + 400
     while (state := cluster.slurm.wait(job, "COMPLETED", "FAILED", "PENDING", "RUNNING"))["JobState"] != "COMPLETED":
@@ -120,7 +120,7 @@ def test_the_time_limit_and_an_urgent_job_interrupt_a_training_that_ends_with_th
         time.sleep(1)
     log = cluster.log(job)
     assert int(state["Restarts"]) >= 2, state
-    assert log.count("interrupted: the same command continues") >= 2
+    assert log.count("interrupted; run the same command again to resume") >= 2
     assert cluster.weights("interrupted") == cluster.weights("undisturbed")
     assert cluster.is_clean()
 
@@ -137,7 +137,7 @@ def test_a_lost_node_requeues_the_job_which_ends_with_the_same_bits(cluster, und
     cluster.wait_for_line(job, "(?s)Ray runs on 2 nodes.*Ray runs on 2 nodes")
     state = cluster.slurm.wait(job, "COMPLETED", "FAILED", timeout_s=300)
     assert state["JobState"] == "COMPLETED", cluster.log(job)
-    assert re.search(rf"continuing from \S+/checkpoint-{EVERY:08d} at step {EVERY}", cluster.log(job))
+    assert re.search(rf"resuming from \S+/checkpoint-{EVERY:08d} at step {EVERY}", cluster.log(job))
     assert cluster.weights("lost") == cluster.weights("undisturbed")
 
 
@@ -170,9 +170,9 @@ def test_a_job_whose_nodes_do_not_start_ray_fails_and_says_why(cluster, monkeypa
 
 def test_a_search_and_a_command_that_fails_share_the_nodes(cluster):
     """Two jobs at once: neither sees the other's Ray, and each ends with its own command's status."""
-    small = options(**{"--data.url": cluster.data, "--run.storage": cluster.runs, "--run.name": "small"})
+    small = options(**{"--data.url": cluster.data, "--run.root": cluster.runs, "--run.name": "small"})
     changes = ["--search.trials", "2", "--search.top", "1", "--search.seeds", "2"]
-    changes += ["--search.storage", f"sqlite:///{cluster.slurm.shared}/study.db"]
+    changes += ["--search.database", f"sqlite:///{cluster.slurm.shared}/study.db"]
     search = cluster.submit("tune/search.py", *small, *changes, cpus=2)
     script = cluster.slurm.shared / "fails.py"
     script.write_text(

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.packing.packing import PackSettings, pack
+from pipeline.packing.packing import pack
+from pipeline.settings.packing import PackSettings
 
 
 def write_pairs(folder: Path, count: int, size: tuple[int, int] = (72, 48), seed: int = 0) -> None:

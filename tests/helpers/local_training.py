@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from workers import run_workers
 
-from pipeline.launch.provenance import find_start
+from pipeline.launch.provenance import find_initial_weights
 from pipeline.settings.config import Config
 
 Images = NDArray[np.uint8]
@@ -63,7 +63,7 @@ class Training:
 
 def train(config: Config) -> Training:
     """Train a run."""
-    (found,) = run_workers(1, _train, config.model_dump(mode="json"), {"start_from": find_start(config)})
+    (found,) = run_workers(1, _train, config.model_dump(mode="json"), {"start_from": find_initial_weights(config)})
     return Training(config, **found)
 
 

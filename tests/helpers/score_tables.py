@@ -35,7 +35,7 @@ def score_rows(
 
 def score_table(values: Values, metric: str = "psnr", protocol: str = "rgb_u8", **others: Any) -> Table:
     """The same as a table."""
-    return scores.table_of(score_rows(values, metric, protocol, **others))
+    return scores.to_table(score_rows(values, metric, protocol, **others))
 
 
 def checkpoint_rows(step: int, psnr: float, **others: Any) -> list[dict[str, Any]]:
@@ -54,7 +54,7 @@ def make_run(folder: Path | str, psnr: Mapping[int, float | None], *, steps: int
         "data": {"url": "/data"},
         "train": {"steps": steps},
         **settings,
-        "run": {"name": "run", "storage": str(folder), **settings.get("run", {})},
+        "run": {"name": "run", "root": str(folder), **settings.get("run", {})},
     }
     config = Config.model_validate(tree)
     provenance = json.dumps({"git": "abc", "manifest_sha256": [DATA, "another set"]})
@@ -66,7 +66,7 @@ def make_run(folder: Path | str, psnr: Mapping[int, float | None], *, steps: int
         for name in (checkpoint.STATE, *checkpoint.WEIGHT_FILES):
             storage.write_text(storage.join(url, checkpoint.name_at(step), name), "{}")
         if value is not None:
-            write_scores(url, step, scores.table_of(checkpoint_rows(step, value)))
+            write_scores(url, step, scores.to_table(checkpoint_rows(step, value)))
     return url
 
 

@@ -16,7 +16,7 @@ class PlayedSearch:
     def __init__(self, folder: Path, **search: Any) -> None:
         self.config = SearchConfig.model_validate(
             {
-                "run": {"name": "s", "storage": str(folder)},
+                "run": {"name": "s", "root": str(folder)},
                 "data": {"url": "/data"},
                 "train": {"steps": 900},
                 "checkpoint": {"every": 100},

@@ -11,8 +11,9 @@ from scraping import scrape
 from iaml.objective import TERMS, Objective, ObjectiveSettings
 from pipeline import telemetry
 from pipeline.data.loader import LoaderState
+from pipeline.run.record import read_metrics
 from pipeline.telemetry import METRICS, Metric, Telemetry
-from pipeline.training.monitor import Monitor, read_metrics
+from pipeline.training.monitor import Monitor
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 TAGS = {"run": "probe", "rank": "3", "method": "student", "protocol": "rgb_u8"}
@@ -43,14 +44,14 @@ def told(monkeypatch):
 class Probe:
     """Tells all numbers, and one that nobody has heard of; gauges last as long as it does."""
 
-    def tell(self):
+    def record_metrics(self):
         new = Metric("gauge", "iaml_colour_shift_2", ("run",), "")
         expected = {}
         for value, (name, metric) in enumerate([*METRICS.items(), ("colour shift/2", new)], start=1):
             tags = {tag: TAGS[tag] for tag in metric.tags}
             teller = Telemetry(**tags)
             for present in (value, value, 2.5 * value):
-                teller.tell({name: present})
+                teller.record({name: present})
             kind = "counter" if metric.name.endswith("_total") else "gauge"
             expected[f"ray_{metric.name}"] = (kind, tags, 2.5 * value)
         return expected
@@ -59,7 +60,7 @@ class Probe:
 def test_all_numbers_reach_prometheus_under_their_names_kinds_and_tags(ray_head, driver):
     # a process of its own, since one that was a driver several times has Ray count its numbers as often
     probe = ray.remote(num_cpus=0)(Probe).remote()
-    expected, found = ray.get(probe.tell.remote()), {}
+    expected, found = ray.get(probe.record_metrics.remote()), {}
     deadline = time.monotonic() + 60
     while found != expected and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -111,7 +112,7 @@ def test_each_term_of_the_objective_has_words_for_prometheus():
 def test_all_that_a_loader_states_can_be_told(told):
     state = LoaderState(*range(1, 1 + len(LoaderState._fields)))
     teller = Telemetry(run="night", rank="1")
-    teller.tell(state._asdict())
-    teller.tell(state._asdict())
+    teller.record(state._asdict())
+    teller.record(state._asdict())
     expected = state._asdict().items()
     assert told == {METRICS[name].name: (value, {"run": "night", "rank": "1"}) for name, value in expected}

@@ -13,15 +13,15 @@ from pipeline import storage, terminal
 PRINTS = """
 import logging, os, sys, warnings
 from pipeline import terminal
-terminal.say("before")
+terminal.log("before")
 with terminal.session({log!r}):
     print("a library's line")
     os.write(2, b"a line of a library in another language\\n")
     warnings.warn("of the future", FutureWarning)
     logging.warning("a warning")
-    terminal.say("said")
+    terminal.log("said")
     {body}
-terminal.say("after")
+terminal.log("after")
 """
 
 
@@ -66,7 +66,7 @@ def test_a_log_on_s3_is_continued(s3):
     url = f"{s3.make_bucket()}/run/log.txt"
     for line in ("one", "two"):
         with terminal.session(url):
-            terminal.say(line)
+            terminal.log(line)
     assert [line.split()[-1] for line in storage.read_text(url).splitlines()] == ["one", "two"]
 
 
@@ -74,11 +74,11 @@ def test_progress_is_one_line_on_a_terminal():
     code = """
 from pipeline import terminal
 with terminal.session(None):
-    terminal.say("step 1/3  loss 0.5  grad_norm 1", live="step 1/3  loss 0.5")
-    terminal.say("checkpoint-1 scored: 20", score="student PSNR 20 (checkpoint 1)")
-    terminal.say("step 2/3  loss 0.4  grad_norm 1", live="step 2/3  loss 0.4")
+    terminal.log("step 1/3  loss 0.5  grad_norm 1", live="step 1/3  loss 0.5")
+    terminal.log("checkpoint-1 scored: 20", score="student PSNR 20 (checkpoint 1)")
+    terminal.log("step 2/3  loss 0.4  grad_norm 1", live="step 2/3  loss 0.4")
     list(terminal.bar(range(3), title="scoring", total=3, unit="image"))
-terminal.say("table")
+terminal.log("table")
 """
     user = Terminal({"PYTHONPATH": ":".join(sys.path), "TERM": "xterm"}, "-c", code)
     assert user.end() == 0

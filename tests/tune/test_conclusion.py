@@ -21,7 +21,7 @@ def config(tmp_path):
 def config_of(folder, **search):
     return SearchConfig.model_validate(
         {
-            "run": {"name": "made", "storage": str(folder), "seed": 5},
+            "run": {"name": "made", "root": str(folder), "seed": 5},
             "data": {"url": "/data"},
             "train": {"steps": 4},
             "checkpoint": {"every": 2},
@@ -42,7 +42,7 @@ def train(config, trials, psnr):
         value = psnr[number][run.run.seed]
         if value is not None:
             settings = run.model_dump(mode="json", exclude={"data", "train"})
-            make_run(run.run.storage, {2: value - 3, 4: value}, **settings)
+            make_run(run.run.root, {2: value - 3, 4: value}, **settings)
 
 
 def test_the_runs_over_seeds_are_of_other_seeds_and_of_the_trials_settings(config):
@@ -53,14 +53,14 @@ def test_the_runs_over_seeds_are_of_other_seeds_and_of_the_trials_settings(confi
         ("trial-0000-seed7", 7, 1.0),
         ("trial-0003-seed7", 7, 4.0),
     ]
-    assert {run.run.storage for run in runs} == {config.url} and {run.evaluation.actors for run in runs} == {1}
+    assert {run.run.root for run in runs} == {config.url}
 
 
 def test_the_top_trials_are_trained_over_as_many_seeds_as_are_asked_for(tmp_path, monkeypatch):
     trials = [trial(3, 25.0), trial(0, 24.0), trial(1, 23.0), trial(2, 22.0)]
     study = SimpleNamespace(best=lambda: trials, trial=lambda number: trials[1])
     trained = []
-    monkeypatch.setattr(many, "train_all", lambda configs, at_once: trained.extend(configs) or {})
+    monkeypatch.setattr(many, "train_all", lambda configs, concurrent: trained.extend(configs) or {})
     monkeypatch.setattr(conclusion, "conclude", lambda config, compared: None)
     command.over_seeds(config_of(tmp_path, top=2, seeds=4), study)
     assert {run.run.name.split("-seed")[0] for run in trained} == {"trial-0000", "trial-0001", "trial-0003"}

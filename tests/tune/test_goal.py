@@ -4,18 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune.goal import Objective, dominates
+from tune.goal import Goal, dominates
 
 SCORES = {"psnr": 20.0, "ssim": 0.75, "lpips": 0.25}
 SIGNS = {"psnr": "+", "ssim": "+", "lpips": "-"}  # of a sum that improves upwards
 FACTORS = st.dictionaries(st.sampled_from(list(SIGNS)), st.floats(1e-6, 1e6), min_size=2)
-OBJECTIVES = [Objective.parse(text) for text in ("psnr", "lpips", "ssim - 2 lpips")]
+OBJECTIVES = [Goal.parse(text) for text in ("psnr", "lpips", "ssim - 2 lpips")]
 VALUES = st.tuples(*[st.integers(0, 2)] * len(OBJECTIVES))  # few, so that many are equal
 
 
 @pytest.mark.parametrize(("metric", "direction"), [("psnr", "maximize"), ("ssim", "maximize"), ("lpips", "minimize")])
 def test_a_metric_improves_as_it_does(metric, direction):
-    objective = Objective.parse(f" {metric} ")
+    objective = Goal.parse(f" {metric} ")
     assert (objective.text, objective.direction) == (metric, direction)
     assert objective.value(SCORES) == SCORES[metric]
 
@@ -32,16 +32,16 @@ def test_a_metric_improves_as_it_does(metric, direction):
     ],
 )
 def test_a_sum_improves_upwards(text, value):
-    objective = Objective.parse(text)
+    objective = Goal.parse(text)
     assert objective.direction == "maximize"
     assert objective.value(SCORES) == pytest.approx(value)
 
 
 @given(FACTORS)
 def test_a_sum_reads_back_its_factors(factors):
-    objective = Objective.parse(" ".join(f"{SIGNS[metric]} {factor!r} {metric}" for metric, factor in factors.items()))
+    objective = Goal.parse(" ".join(f"{SIGNS[metric]} {factor!r} {metric}" for metric, factor in factors.items()))
     assert objective.factors == {metric: float(f"{SIGNS[metric]}{factor!r}") for metric, factor in factors.items()}
-    assert Objective.parse(objective.text) == objective
+    assert Goal.parse(objective.text) == objective
 
 
 @given(FACTORS, st.data())
@@ -49,13 +49,13 @@ def test_a_sum_that_improves_downwards_by_any_metric_is_refused(factors, data):
     wrong = data.draw(st.sampled_from(list(factors)))
     signs = SIGNS | {wrong: "+" if SIGNS[wrong] == "-" else "-"}
     with pytest.raises(ValueError, match=f"a sum improves upwards, so {wrong} must be (added|subtracted)"):
-        Objective.parse(" ".join(f"{signs[metric]} {factor!r} {metric}" for metric, factor in factors.items()))
+        Goal.parse(" ".join(f"{signs[metric]} {factor!r} {metric}" for metric, factor in factors.items()))
 
 
 @pytest.mark.parametrize("text", ["psnr + 0 ssim", "psnr - 0 lpips", "2 lpips", "+ lpips", "-psnr"])
 def test_a_term_that_improves_nothing_is_refused(text):
     with pytest.raises(ValueError, match="a sum improves upwards"):
-        Objective.parse(text)
+        Goal.parse(text)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_term_that_improves_nothing_is_refused(text):
 )
 def test_what_is_no_sum_of_metrics_is_refused(text):
     with pytest.raises(ValueError, match=r"must be a metric \(psnr, ssim, lpips\) or a sum of some"):
-        Objective.parse(text)
+        Goal.parse(text)
 
 
 @given(VALUES, VALUES)

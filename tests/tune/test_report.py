@@ -5,10 +5,10 @@ import re
 import warnings
 
 import pytest
-from pages import check_nesting, figures, rows, sections
+from pages import HOSTILE, check_nesting, figures, find_hostile, rows, sections
 from searches import EVERY_RANGE, proportions
 
-from pipeline.reporting.tables import TextTable
+from pipeline.reporting.text_table import TextTable
 from tune import report
 from tune.study import FEWEST
 
@@ -44,20 +44,20 @@ def test_the_page_of_a_search_with_one_objective(search):
     played = search()
     for index in range(FEWEST + 2):
         played.play([20.0 + index % 7, 20.5 + index % 7])
-    played.play([15.0], "stop")
+    played.play([15.0], "prune")
     played.play([15.0], "fail")
-    played.study.beat(3725)
+    played.study.heartbeat(3725)
     comparison = TextTable("head <i>", ["arm", "PSNR dB"], [["paper", "21.00"]], ["a note"])
     html = page_of(played, ["It is <better>."], comparison, "gamma: <1>")
     found = sections(html)
     assert [*found] == [
-        *("What came out", "Best trials", "History", "Learning curves", "What matters", "Slices", "Trade-off"),
+        *("Results", "Best trials", "History", "Learning curves", "Parameter importance", "Slices", "Trade-off"),
         *("Failed trials", "All trials", "Best settings", "Settings of the search"),
     ]
     assert "<h1>Search: s</h1>" in html
-    assert "12 trials: 10 finished, 1 stopped early, 1 failed; time: 1 h 02 min" in html
-    assert "<p>It is &lt;better&gt;.</p>" in found["What came out"] and "head &lt;i&gt;" in found["What came out"]
-    assert rows(found["What came out"]) == [["paper", "21.00"]]
+    assert "12 trials: 10 finished, 1 pruned, 1 failed; time: 1 h 02 min" in html
+    assert "<p>It is &lt;better&gt;.</p>" in found["Results"] and "head &lt;i&gt;" in found["Results"]
+    assert rows(found["Results"]) == [["paper", "21.00"]]
     assert found["Best settings"].strip() == "<pre>gamma: &lt;1&gt;</pre>"
     labels = ["w_1 (coarsest)", "w_2", "w_3", "w_4 (finest)", "illumination exponent gamma", "EMA rate, 1 - m"]
     assert [*figures(html)] == [
@@ -66,7 +66,7 @@ def test_the_page_of_a_search_with_one_objective(search):
         "PSNR dB and LPIPS of finished trials",
     ]
     assert all("best: trial 6" in svg for caption, svg in figures(html).items() if caption.startswith("PSNR"))
-    assert "of the parameters" in html and "By PED-ANOVA" in found["What matters"]
+    assert "of the parameters" in html and "By PED-ANOVA" in found["Parameter importance"]
     assert re.search(r"<dt>rungs</dt><dd>\[100, 300\]</dd>", found["Settings of the search"])
     assert "study.db</dd>" in found["Settings of the search"] and "maximize psnr" in found["Settings of the search"]
     assert all(source.startswith(("data:image/", "#")) for source in re.findall(r'(?:src|href)="?([^">]{0,20})', html))
@@ -104,17 +104,23 @@ def test_three_objectives_give_three_trade_offs(search, drawn):
 
 def test_history_shows_each_trial_and_the_best_so_far(search, drawn):
     played = search()
-    for psnr, end in (([21.0], "finish"), ([15.0], "stop"), ([22.0, 20.0], "finish"), ([21.5], "finish"), ([], "fail")):
+    for psnr, end in (
+        ([21.0], "finish"),
+        ([15.0], "prune"),
+        ([22.0, 20.0], "finish"),
+        ([21.5], "finish"),
+        ([], "fail"),
+    ):
         played.play(psnr, end)
     played.play([16.0], None)
     page_of(played)
     groups, options = drawn["trial", "PSNR dB"]
     assert pairs(groups["best so far"]) == [(0, 21), (2, 22), (3, 22), (5, 22)]
     assert pairs(groups["finished"]) == [(0, 21), (2, 22), (3, 21.5)]
-    assert pairs(groups["stopped early"]) == [(1, 15)] and pairs(groups["running"]) == [(5, 16)]
+    assert pairs(groups["pruned"]) == [(1, 15)] and pairs(groups["running"]) == [(5, 16)]
     assert pairs(groups["best: trial 2"]) == [(2, 22)] and pairs(groups["the paper's setting"]) == [(0, 21)]
     low, high = options["y_limits"]
-    assert 20.5 < low < 21 and 22 < high < 22.5  # trials that were stopped early do not stretch the axis
+    assert 20.5 < low < 21 and 22 < high < 22.5  # trials that were pruned do not stretch the axis
 
 
 def test_the_best_and_the_paper_are_within_the_axis_and_outliers_are_not(search, drawn):
@@ -129,17 +135,17 @@ def test_the_best_and_the_paper_are_within_the_axis_and_outliers_are_not(search,
 def test_learning_curves_show_where_trials_were_stopped(search, drawn):
     played = search()
     played.play([10.0, 18.0, 19.0])
-    played.play([11.0, 12.0, 14.0], "stop")
+    played.play([11.0, 12.0, 14.0], "prune")
     played.play([12.0, 19.0, 20.0])
-    played.play([9.0], "stop")
+    played.play([9.0], "prune")
     page_of(played)
     groups, options = drawn["step", "PSNR dB"]
-    stopped = [pair for pair in pairs(groups["stopped early"]) if not math.isnan(pair[0])]
-    assert stopped == [(100, 11), (200, 12), (300, 14), (100, 9)] and math.isnan(groups["stopped early"].x[3])
+    stopped = [pair for pair in pairs(groups["pruned"]) if not math.isnan(pair[0])]
+    assert stopped == [(100, 11), (200, 12), (300, 14), (100, 9)] and math.isnan(groups["pruned"].x[3])
     assert pairs(groups[""]) == [(300, 14), (100, 9)] and groups[""].marker == "x"
     assert pairs(groups["best: trial 2"])[:3] == [(100, 12), (200, 19), (300, 20)]
     assert groups["the paper's setting"].y[:3] == [10, 18, 19]
-    assert options["marks"] == {"poor trials stop": (100, 300)}
+    assert options["marks"] == {"trials are pruned": (100, 300)}
     low, high = options["y_limits"]
     assert 8 < low < 9 and 20 < high < 21  # from the first rung's lowest on
     assert groups["best: trial 2"].width > groups["finished"].width
@@ -203,12 +209,12 @@ def test_best_trials_are_ten_at_most_best_first(search, drawn):
 def test_all_trials_are_listed_in_a_table_that_sorts(search, drawn):
     played = search()
     for index in range(12):
-        played.play([20.0], "stop" if index == 3 else "finish")
+        played.play([20.0], "prune" if index == 3 else "finish")
     section = sections(page_of(played))["All trials"]
     assert '<div class="scroll sortable"' in section
     found = rows(section)
     assert [row[0] for row in found] == ["0 (paper)", *map(str, range(1, 12))]
-    assert found[3][1] == "stopped early"
+    assert found[3][1] == "pruned"
 
 
 def test_failed_trials_have_their_settings_and_reason_escaped(search):
@@ -222,17 +228,28 @@ def test_failed_trials_have_their_settings_and_reason_escaped(search):
     assert rows(sections(html)["Failed trials"]) == [
         ["0", settings, "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more"]
     ]
-    assert not {"Best trials", "History", "Slices", "Trade-off", "What matters"} & {*sections(html)}
+    assert not {"Best trials", "History", "Slices", "Trade-off", "Parameter importance"} & {*sections(html)}
     assert rows(sections(html)["All trials"])[0][1:3] == ["failed", "nan"]
+
+
+def test_no_text_of_a_search_becomes_a_part_of_its_page(search, drawn):
+    played = search()
+    played.play([20.0])
+    number, _ = played.study.next()
+    played.study.fail(number, HOSTILE)
+    config = played.config.model_copy(update={"search": played.config.search.model_copy(update={"database": HOSTILE})})
+    table = TextTable(HOSTILE, [HOSTILE, HOSTILE], [[HOSTILE, HOSTILE]], [HOSTILE])
+    html = report.render(config, played.study, [HOSTILE], table, HOSTILE)
+    assert find_hostile(html) == {"Results", "Failed trials", "Best settings", "Settings of the search"}
 
 
 def test_a_search_that_has_not_begun_has_a_page(search):
     html = page_of(search())
-    assert [*sections(html)] == ["What came out", "Settings of the search"] and "<img" not in html
+    assert [*sections(html)] == ["Results", "Settings of the search"] and "<img" not in html
     assert "The search is not at its end. Trials begun: 0 of 14; ended: 0." in html and "0 trials; time: 0 min" in html
 
 
-@pytest.mark.parametrize("end", ["finish", "stop", None])
+@pytest.mark.parametrize("end", ["finish", "prune", None])
 def test_a_search_with_one_trial_has_a_page(search, end):
     played = search(**GAMMA_ALONE)
     played.play([20.0], end)
@@ -258,15 +275,15 @@ def test_whether_the_search_goes_on_is_said(search, drawn):
     played.play([20.0])
     played.play([20.0], None)
     assert "The search is not at its end. Trials begun: 2 of 3; ended: 1." in page_of(played)
-    played.study.beat(7200)
+    played.study.heartbeat(7200)
     assert "The search came to the end of its 2 h. Trials begun: 2 of 3; ended: 1." in page_of(played)
 
 
 def test_when_all_trials_have_ended_nothing_is_said_to_be_left(search, drawn):
     played = search(trials=2, hours=2)
     played.play([20.0])
-    played.play([20.0], "stop")
-    assert "Trials begun" not in page_of(played) and "What came out" not in sections(page_of(played))
+    played.play([20.0], "prune")
+    assert "Trials begun" not in page_of(played) and "Results" not in sections(page_of(played))
 
 
 def test_scores_that_are_no_numbers_break_nothing(search):

@@ -9,7 +9,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pipeline.settings.command_line import argument_parser, user_errors
-from pipeline.settings.config import Config, parse_config
+from pipeline.settings.config import Config
+from pipeline.settings.files import parse_config
 from tune.settings import VARIED, SearchConfig, SearchSettings
 
 ALONE = [option for name in VARIED for option in (f"--search.{name}", "null")]  # nothing is searched
@@ -20,7 +21,7 @@ def parsed(*options):
 
 
 def searched(steps, every, **search):
-    run = {"run": {"name": "s", "storage": "/runs"}, "data": {"url": "/d"}, "train": {"steps": steps}}
+    run = {"run": {"name": "s", "root": "/runs"}, "data": {"url": "/d"}, "train": {"steps": steps}}
     return SearchConfig.model_validate(run | {"checkpoint": {"every": every}, "search": search})
 
 
@@ -129,7 +130,7 @@ def test_help_explains_every_field(capsys):
         (["--search.objectives", "psnr - lpips", "--evaluation.lpips=none"], "search.objectives need lpips"),
         (["--checkpoint.every", "600"], "search.reduction has no effect: no checkpoint is written before step 600"),
         (["--search.reduction", "1"], "search.reduction: Input should be greater than 1"),
-        (["--search.storage", "/folder/study.db"], "search.storage: must be a database URL, such as sqlite:////folder"),
+        (["--search.database", "/folder/study.db"], "search.database: must be a database URL, such as sqlite:////folder"),
         (["--search.trials", "0"], "search.trials: "),
         (["--run.seed", str(2**32 - 3)], "run.seed must be at most 4294967292, not 4294967293: "),
         (["--search.sampler", "grid"], "search.sampler: .*'tpe', 'gp' or 'random'"),
@@ -154,9 +155,9 @@ def test_mistakes_are_named_and_end_with_status_2(options, message, capsys):
 )
 def test_passwords_are_refused_and_not_shown(url, capsys):
     with pytest.raises(SystemExit), user_errors():
-        parsed("--search.storage", url)
+        parsed("--search.database", url)
     shown = capsys.readouterr().err
-    assert shown.startswith("error: search.storage: must ")
+    assert shown.startswith("error: search.database: must ")
     assert "s3cret" not in shown
 
 
@@ -173,7 +174,7 @@ def test_passwords_are_refused_and_not_shown(url, capsys):
         ["--checkpoint.every", "600", "--search.reduction", "null"],
         ["--checkpoint.every", "599"],
         ["--search.objectives", "ssim", "--evaluation.lpips", "none"],
-        ["--search.storage", "postgresql://me@host/name?passfile=/home/me/.pgpass"],
+        ["--search.database", "postgresql://me@host/name?passfile=/home/me/.pgpass"],
         ["--run.seed", str(2**32 - 4)],
     ],
 )
@@ -213,16 +214,16 @@ def test_each_share_of_the_steps_has_the_next_checkpoint_for_its_rung(steps, eve
 
 
 def test_the_study_is_in_the_searchs_folder(tmp_path):
-    config = parsed("--run.name", "mine", "--run.storage", str(tmp_path))
+    config = parsed("--run.name", "mine", "--run.root", str(tmp_path))
     assert config.study_url == f"sqlite:///{tmp_path}/mine-search/study.db"
 
 
 def test_a_bucket_needs_another_place_for_the_study():
-    config = parsed("--run.storage", "s3://bucket/runs")
-    with pytest.raises(ValueError, match=r"search.storage: s3://bucket/runs/demo-search can't hold a database; give"):
+    config = parsed("--run.root", "s3://bucket/runs")
+    with pytest.raises(ValueError, match=r"search.database: s3://bucket/runs/demo-search can't hold a database; give"):
         _ = config.study_url
     url = "postgresql://me@host/studies"
-    assert parsed("--run.storage", "s3://bucket/runs", "--search.storage", url).study_url == url
+    assert parsed("--run.root", "s3://bucket/runs", "--search.database", url).study_url == url
 
 
 def test_a_search_without_its_own_settings_is_a_run():

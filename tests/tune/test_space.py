@@ -26,7 +26,7 @@ def searched(*names, optimizer=None, **ranges):
     """A search of the named ranges alone, and of ``ranges``."""
     return SearchConfig.model_validate(
         {
-            "run": {"name": "s", "storage": "/runs", "seed": 5},
+            "run": {"name": "s", "root": "/runs", "seed": 5},
             "data": {"url": "/d"},
             "train": {"steps": 900},
             "checkpoint": {"every": 100},
@@ -41,7 +41,7 @@ def shares(*values):
 
 
 def applied(config, parameters):
-    return space.applied(config, parameters, name="trial", seed=config.run.seed)
+    return space.run_settings(config, parameters, name="trial", seed=config.run.seed)
 
 
 def changed(config, run):
@@ -49,14 +49,14 @@ def changed(config, run):
     dumps = [each.model_dump(mode="json", include=set(Config.model_fields)) for each in (config, run)]
     found = {name: new for name, _, new in differences(*dumps)}
     assert found.pop("run.name") == "trial"
-    assert found.pop("run.storage") == "/runs/s-search"
+    assert found.pop("run.root") == "/runs/s-search"
     return found
 
 
 def test_the_search_begins_with_the_papers_setting():
     config = searched("scale_weights", "gamma", "ema_rate")
-    assert space.first(config) == {**shares(1, 1, 1, 1), "gamma": 1, "1 - ema_rate": 0.001}
-    run = applied(config, space.first(config))
+    assert space.initial_parameters(config) == {**shares(1, 1, 1, 1), "gamma": 1, "1 - ema_rate": 0.001}
+    run = applied(config, space.initial_parameters(config))
     assert run.objective.scale_weights == (1 / 4, 1 / 4, 1 / 4, 1 / 4)
     assert run.objective.gamma == 1
     assert run.teacher.ema_rate == 0.999
@@ -66,7 +66,7 @@ def test_the_search_begins_with_the_papers_setting():
 @given(st.sets(st.sampled_from(list(VARIED)), min_size=1), st.floats(1.1e-5, 0.9e-2))
 def test_the_first_trial_is_the_search_without_its_ranges(names, learning_rate):
     config = searched(*names, optimizer={"learning_rate": learning_rate})
-    first = space.first(config)
+    first = space.initial_parameters(config)
     assert changed(config, applied(config, first)) == {}
     limits = space.distributions(config)
     assert first.keys() == limits.keys()
@@ -86,7 +86,7 @@ def test_the_first_trial_is_the_search_without_its_ranges(names, learning_rate):
 )
 def test_each_range_varies_its_own_setting_and_no_other(name, parameters, value):
     config = searched(name)
-    assert space.distributions(config).keys() == space.first(config).keys() == parameters.keys()
+    assert space.distributions(config).keys() == space.initial_parameters(config).keys() == parameters.keys()
     run = applied(config, parameters)
     assert changed(config, run) == {FIELDS[name]: value}
     assert {field for field, _, _ in differences(config.identity(), run.identity())} == {FIELDS[name]}
@@ -148,7 +148,7 @@ def test_settings_keep_four_digits_of_what_was_drawn(gamma):
 
 def test_a_trial_is_a_run_in_the_searchs_folder():
     config = searched("gamma")
-    run = space.applied(config, {"gamma": 2.0}, name="trial-007", seed=42)
+    run = space.run_settings(config, {"gamma": 2.0}, name="trial-007", seed=42)
     assert type(run) is Config
     assert run.run.url == "/runs/s-search/trial-007"
     assert run.run.seed == 42

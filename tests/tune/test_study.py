@@ -33,7 +33,7 @@ class Searches:
 
     def config(self, **changes):
         parts = {
-            "run": {"name": "s", "storage": str(self.folder)},
+            "run": {"name": "s", "root": str(self.folder)},
             "data": {"url": "/d"},
             "train": {"steps": 900},
             "checkpoint": {"every": 100},
@@ -89,8 +89,8 @@ def test_the_papers_setting_comes_first_and_all_others_within_the_ranges(searche
     study = searches.open(search__sampler=sampler, search__scale_weights=(0.125, 8.0))
     config = searches.config(search__scale_weights=(0.125, 8.0))
     number, parameters = study.next()
-    assert (number, parameters) == (0, space.first(config))
-    assert space.applied(config, parameters, "first", seed=0).identity() == config.identity()
+    assert (number, parameters) == (0, space.initial_parameters(config))
+    assert space.run_settings(config, parameters, "first", seed=0).identity() == config.identity()
     study.fail(number, "for the test")
     limits = space.distributions(config)
     for expected in range(1, 4):
@@ -98,19 +98,19 @@ def test_the_papers_setting_comes_first_and_all_others_within_the_ranges(searche
         assert number == expected
         assert parameters.keys() == limits.keys()
         assert all(limits[name].low <= parameters[name] <= limits[name].high for name in limits)
-        assert parameters != space.first(config)
+        assert parameters != space.initial_parameters(config)
         assert study.trial(number).parameters == parameters
 
 
 def test_no_more_trials_than_asked_for_however_they_ended(searches):
     study = searches.open(search__trials=4)
-    for end in (study.stop, lambda number: study.fail(number, "no room"), study.finish):
+    for end in (study.prune, lambda number: study.fail(number, "no room"), study.finish):
         number, _ = study.next()
         study.record(number, 100, scores())
         end(number)
     assert study.next()[0] == 3
     assert study.next() is None
-    assert states(study) == ["stopped", "failed", "finished", "running"]
+    assert states(study) == ["pruned", "failed", "finished", "running"]
 
 
 def test_more_trials_continue_a_search_that_ended(searches):
@@ -183,7 +183,7 @@ def test_a_trial_killed_while_it_was_drawn_keeps_what_it_has_and_gets_the_rest(s
 def test_the_first_trial_stays_the_papers_when_it_was_killed_while_it_was_drawn(searches):
     searches.open()
     searches.raw.ask().suggest_float("gamma", 0.25, 4.0, log=True)
-    assert searches.open().next() == (0, space.first(searches.config()))
+    assert searches.open().next() == (0, space.initial_parameters(searches.config()))
 
 
 def test_the_first_trial_is_the_papers_when_the_search_was_killed_before_it_was_named(searches, monkeypatch):
@@ -193,14 +193,14 @@ def test_the_first_trial_is_the_papers_when_the_search_was_killed_before_it_was_
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(optuna.Study, "enqueue_trial", killed)
         searches.open()
-    assert searches.open().next() == (0, space.first(searches.config()))
+    assert searches.open().next() == (0, space.initial_parameters(searches.config()))
 
 
 def test_the_first_trial_is_named_once(searches):
     for _ in range(3):
         study = searches.open()
-    assert study.next()[1] == space.first(searches.config())
-    assert study.next()[1] != space.first(searches.config())
+    assert study.next()[1] == space.initial_parameters(searches.config())
+    assert study.next()[1] != space.initial_parameters(searches.config())
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
@@ -230,7 +230,7 @@ def test_a_sampler_does_not_repeat_its_draws_after_a_kill(searches, sampler):
         ({"search__objectives": ["ssim"]}, r"objectives: \['psnr'\] before, \['ssim'\] now"),
         ({"search__objectives": ["psnr", "ssim"]}, r"objectives: \['psnr'\] before, \['psnr', 'ssim'\] now"),
         ({"checkpoint__metric": "ssim", "search__objectives": ["psnr"]}, "checkpoint.metric: psnr before, ssim now"),
-        ({"checkpoint__weights": "averaged"}, "checkpoint.weights: student before, averaged now"),
+        ({"checkpoint__network": "averaged"}, "checkpoint.network: student before, averaged now"),
         ({"checkpoint__every": 50}, "checkpoint.every: 100 before, 50 now"),
         ({"search__reduction": 3.5}, "reduction: 3.0 before, 3.5 now"),
         ({"search__reduction": None}, "reduction: 3.0 before, None now"),
@@ -269,8 +269,8 @@ def test_what_cannot_change_the_trials_may_change(begun, changes):
 
 def test_two_searches_share_a_database(searches, tmp_path):
     url = f"sqlite:///{tmp_path}/all.db"
-    finished(searches.open(search__storage=url), scores())
-    assert states(searches.open(search__storage=url, run__name="other", run__seed=9)) == []
+    finished(searches.open(search__database=url), scores())
+    assert states(searches.open(search__database=url, run__name="other", run__seed=9)) == []
 
 
 def test_a_folder_may_have_any_name(tmp_path):
@@ -281,8 +281,8 @@ def test_a_folder_may_have_any_name(tmp_path):
 
 @pytest.mark.parametrize("url", ["sqlite:////nowhere/at/all.db", "nonsense://host/name"])
 def test_a_storage_that_cannot_be_opened_is_named(searches, url):
-    with pytest.raises(ValueError, match=f"search.storage: {url} can't be opened: "):
-        searches.open(search__storage=url)
+    with pytest.raises(ValueError, match=f"search.database: {url} can't be opened: "):
+        searches.open(search__database=url)
 
 
 # scores
@@ -335,7 +335,7 @@ def test_a_stopped_trial_has_its_last_value_in_optuna(searches):
     number, _ = study.next()
     for step, psnr in ((100, 20), (200, 22), (300, 21)):
         study.record(number, step, scores(psnr))
-    study.stop(number)
+    study.prune(number)
     trial = searches.raw.trials[number]
     assert trial.intermediate_values == {100: 20, 200: 22, 300: 22}  # of the best checkpoint so far
     assert trial.value == 22
@@ -368,8 +368,8 @@ def test_a_trial_takes_time_once_it_has_ended(searches):
 
 def is_among_the_best(value, values, reduction, direction):
     """Successive halving's rule: the best ``1 / reduction`` of those at a rung go on, at least one of them."""
-    ranked = sorted(values, reverse=direction == "maximize")
-    last = ranked[math.ceil(len(ranked) / reduction) - 1]
+    ordered = sorted(values, reverse=direction == "maximize")
+    last = ordered[math.ceil(len(ordered) / reduction) - 1]
     return value >= last if direction == "maximize" else value <= last
 
 
@@ -412,10 +412,10 @@ def test_with_one_objective_it_is_successive_halving(searches, objective, metric
             if step in rungs:
                 at[step].append(value_of(best))
                 expected = number != 0 and not is_among_the_best(at[step][-1], at[step], reduction, direction)
-            assert study.is_poor(number) == expected
+            assert study.should_prune(number) == expected
             if expected:
                 poor[step] += 1
-                study.stop(number)
+                study.prune(number)
                 break
     assert all(poor.values())
     assert sum(poor.values()) < 11
@@ -432,9 +432,9 @@ def test_with_two_objectives_trials_are_poor_that_many_dominate(searches):
         study.record(number, 100, scores(psnr, lpips=lpips))
         dominators = [each for each in there if each[0] >= psnr and each[1] <= lpips and each != (psnr, lpips)]
         expected = number != 0 and len(dominators) >= len(there) / 3
-        assert study.is_poor(number) == expected
+        assert study.should_prune(number) == expected
         poor += expected
-        (study.stop if expected else study.finish)(number)
+        (study.prune if expected else study.finish)(number)
     assert 3 <= poor <= 17
 
 
@@ -443,12 +443,12 @@ def test_only_at_a_rung_is_a_trial_poor_and_equal_ones_are_not(searches):
     for psnr in (20, 25, 25):
         number, _ = study.next()
         study.record(number, 100, scores(psnr))
-        assert not study.is_poor(number)
+        assert not study.should_prune(number)
     number, _ = study.next()
-    assert not study.is_poor(number)  # it has no scores yet
+    assert not study.should_prune(number)  # it has no scores yet
     for step, expected in ((100, True), (200, False), (300, False)):  # it is the only one at the second rung
         study.record(number, step, scores(20))
-        assert study.is_poor(number) == expected
+        assert study.should_prune(number) == expected
 
 
 def test_the_first_trial_is_never_poor(searches):
@@ -457,7 +457,7 @@ def test_the_first_trial_is_never_poor(searches):
     for number in numbers[::-1]:
         for step in RUNGS:
             study.record(number, step, scores(20 + number))
-    assert [study.is_poor(number) for number in numbers] == [False, True, False, False]
+    assert [study.should_prune(number) for number in numbers] == [False, True, False, False]
 
 
 def test_without_reduction_no_trial_is_poor(searches):
@@ -465,7 +465,7 @@ def test_without_reduction_no_trial_is_poor(searches):
     for psnr in (25, 24, 23, 22):
         number, _ = study.next()
         study.record(number, 100, scores(psnr))
-        assert not study.is_poor(number)
+        assert not study.should_prune(number)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
@@ -478,7 +478,7 @@ def test_samplers_learn_from_all_kinds_of_ends(searches, sampler, objectives):
         if index % 7 == 6:
             study.fail(number, "for the test")
         else:
-            (study.stop if index % 4 == 3 else study.finish)(number)
+            (study.prune if index % 4 == 3 else study.finish)(number)
     number, parameters = searches.open(search__sampler=sampler, search__objectives=objectives).next()
     assert (number, parameters.keys()) == (13, {"gamma", "1 - ema_rate"})
 
@@ -494,7 +494,7 @@ def test_the_best_trial_comes_first(searches, objective, order):
     finished(study, scores(22, lpips=0.2), scores(24, lpips=0.4), scores(20, lpips=0.19), scores(23, lpips=0.39))
     number, _ = study.next()
     study.record(number, 100, scores(30, lpips=0.0))
-    study.stop(number)
+    study.prune(number)
     study.record(study.next()[0], 100, scores(30, lpips=0.0))
     assert [trial.number for trial in study.best()] == order
     assert [trial.number for trial in study.front()] == order[:1]
@@ -547,7 +547,7 @@ def test_a_parameter_that_decides_which_trials_are_stopped_is_important(searches
             study.record(number, 900, scores(25 + 0.1 * math.log(parameters["1 - ema_rate"])))
             study.finish(number)
         else:
-            study.stop(number)
+            study.prune(number)
     assert study.importances()[0]["gamma"] > 0.4
 
 
@@ -567,7 +567,7 @@ def test_trials_that_are_all_alike_say_nothing_of_importances(searches):
 
 @pytest.fixture
 def quick_beats(monkeypatch):
-    monkeypatch.setattr(study_module, "BEAT_S", 0.5)
+    monkeypatch.setattr(study_module, "HEARTBEAT_S", 0.5)
 
 
 def driver_of(searches, **changes):
@@ -582,7 +582,7 @@ def test_a_search_that_another_process_runs_is_refused(searches, quick_beats, ca
     beating = threading.Timer(0.5, driver_of, (searches,), {"at": 2.0})
     beating.start()
     with pytest.raises(ValueError, match=rf"process {os.getppid()} on .* runs this search; stop it first"):
-        study.take()
+        study.acquire_lease()
     beating.join()
     assert "waiting to see whether it still does" in capsys.readouterr().out
 
@@ -592,21 +592,21 @@ def test_a_search_whose_process_ended_or_is_silent_is_taken(searches, quick_beat
     ended.wait()
     study = searches.open()
     driver_of(searches, pid=ended.pid)
-    study.take()
+    study.acquire_lease()
     assert capsys.readouterr().out == ""
     driver_of(searches, host="elsewhere")
-    study.take()
+    study.acquire_lease()
     assert "on elsewhere" in capsys.readouterr().out
-    study.release()
-    study.take()
+    study.release_lease()
+    study.acquire_lease()
     assert capsys.readouterr().out == ""
 
 
 def test_the_time_that_trials_were_run_is_kept(searches):
     study = searches.open(search__hours=1.0)
-    study.take()
-    study.beat(600)
-    study.beat(1200)
+    study.acquire_lease()
+    study.heartbeat(600)
+    study.heartbeat(1200)
     assert searches.open(search__hours=1.0).seconds_left() == 1800
     assert searches.open(search__hours=0.25).seconds_left() == 0
     assert searches.open().seconds_left() is None

@@ -21,11 +21,13 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from pipeline import interruption, storage
 from pipeline.interruption import JobInterruptedError
-from pipeline.launch import many, trainer
+from pipeline.launch import capacity, many, preflight
+from pipeline.launch.provenance import collect_provenance
 from pipeline.launch.trainer import TrainingStoppedError
 from pipeline.run import checkpoint, scores
 from pipeline.settings.command_line import argument_parser
-from pipeline.settings.config import Config, parse_config
+from pipeline.settings.config import Config
+from pipeline.settings.files import parse_config
 from tune import space, trials
 from tune.settings import SearchConfig
 from tune.study import Study
@@ -41,7 +43,7 @@ def config_of(folder: Path | str, **search: Any) -> SearchConfig:
     storage.check_writable(f"{folder}/formula-search")
     return SearchConfig.model_validate(
         {
-            "run": {"name": "formula", "storage": str(folder), "use_gpu": False, "seed": search.pop("seed", 0)},
+            "run": {"name": "formula", "root": str(folder), "use_gpu": False, "seed": search.pop("seed", 0)},
             "data": {"url": "/no/data"},
             "train": {"steps": STEPS},
             "checkpoint": {"every": EVERY},
@@ -71,7 +73,7 @@ def write_scores(config: Config, step: int, psnr: float) -> None:
     for metric, value in {"psnr": psnr, "ssim": 0.5 + psnr / 100}.items():
         rows += score_tables.score_rows({"student": {"a": value - 1, "b": value + 1}}, metric, step=step)
     url = storage.join(config.run.url, checkpoint.name_at(step), scores.scores_file("dev"))
-    scores.write(url, scores.table_of(rows))
+    scores.write(url, scores.to_table(rows))
 
 
 def formula(config: Config) -> None:
@@ -105,9 +107,9 @@ def test_each_trial_is_told_with_the_scores_of_its_run(folder):
     config = config_of(folder, trials=5)
     study = Study(config, ["checksum"])
     assert [trial.number for trial in study.trials()] == list(range(5))
-    assert set(ended(study).values()) == {"finished", "stopped"}
+    assert set(ended(study).values()) == {"finished", "pruned"}
     for trial in study.trials():
-        run = space.applied(config, trial.parameters, trials.run_name(trial.number), 0)
+        run = space.run_settings(config, trial.parameters, trials.run_name(trial.number), 0)
         assert storage.exists(run.run.url)
         for step, found in trial.scores.items():
             assert found["psnr"] == pytest.approx(psnr_of(run) - 5 * (1 - step / STEPS))
@@ -129,11 +131,11 @@ def searched_in_turn(folder: Path, **search: Any) -> Study:
     study = Study(config, ["checksum"])
     while drawn := study.next():
         number, parameters = drawn
-        psnr = psnr_of(space.applied(config, parameters, trials.run_name(number), 0))
+        psnr = psnr_of(space.run_settings(config, parameters, trials.run_name(number), 0))
         for step in range(EVERY, STEPS + 1, EVERY):
             study.record(number, step, {"psnr": psnr - 5 * (1 - step / STEPS)})
-            if study.is_poor(number):
-                study.stop(number)
+            if study.should_prune(number):
+                study.prune(number)
                 break
         else:
             study.finish(number)
@@ -195,18 +197,9 @@ def test_failed_trials_keep_their_reason_and_do_not_stop_the_search(driver, tmp_
 @pytest.mark.slow
 def test_runs_may_lie_on_s3(driver, s3, tmp_path):
     bucket = s3.make_bucket()
-    study = searched(bucket, trials=2, reduction=None, storage=f"sqlite:///{tmp_path}/study.db")
+    study = searched(bucket, trials=2, reduction=None, database=f"sqlite:///{tmp_path}/study.db")
     assert ended(study) == {0: "finished", 1: "finished"} and study.trial(0).values == pytest.approx((PAPER_DB,))
     assert {"trial-0000", "trial-0001"} <= set(storage.listdir(f"{bucket}/formula-search"))
-
-
-def test_trials_at_the_same_time_are_as_many_as_are_asked_for(monkeypatch, tmp_path):
-    monkeypatch.setattr(trials.capacity, "with_devices", lambda config, manifests, count: config)
-    monkeypatch.setattr(trials.capacity, "runs_at_once", lambda config: 4)
-    at_once = [trials.with_room(config_of(tmp_path / str(n), concurrent=n), [])[1] for n in (None, 3)]
-    assert at_once == [4, 3]
-    with pytest.raises(ValueError, match=r"search.concurrent is 5, but the Ray cluster has room for 4 trials"):
-        trials.with_room(config_of(tmp_path / "5", concurrent=5), [])
 
 
 @pytest.mark.slow
@@ -220,7 +213,7 @@ def test_time_that_is_over_leaves_trials_to_go_on_another_time(driver, tmp_path)
     assert set(ended(study).values()) == {"running"} and len(study.trials()) == 2
     began = {trial.number: trial.parameters for trial in study.trials()}
     study = searched(tmp_path, formula, trials=3, hours=1)
-    assert set(ended(study).values()) <= {"finished", "stopped"} and len(study.trials()) == 3
+    assert set(ended(study).values()) <= {"finished", "pruned"} and len(study.trials()) == 3
     assert {number: study.trial(number).parameters for number in began} == began
 
 
@@ -238,7 +231,7 @@ def test_a_job_that_is_to_make_way_leaves_its_trials_to_go_on_another_time(drive
         _internal_kv_del(interruption._key())
     assert set(ended(study).values()) == {"running"} and len(study.trials()) <= 2
     study = searched(tmp_path, trials=2)
-    assert set(ended(study).values()) <= {"finished", "stopped"} and len(study.trials()) == 2
+    assert set(ended(study).values()) <= {"finished", "pruned"} and len(study.trials()) == 2
 
 
 @pytest.fixture
@@ -253,18 +246,18 @@ def room_for_one(driver):
 @pytest.mark.slow
 def test_a_stopped_trial_gives_back_its_resources_at_once(room_for_one, shards, tmp_path, monkeypatch):
     """Each trial takes all that is free, validation included, so that one that kept anything would block the next."""
-    monkeypatch.setattr(Study, "is_poor", lambda self, number: number == 0)
-    changes = {"--data.url": shards, "--run.storage": str(tmp_path), "--run.name": "all", "--search.trials": "2"}
+    monkeypatch.setattr(Study, "should_prune", lambda self, number: number == 0)
+    changes = {"--data.url": shards, "--run.root": str(tmp_path), "--run.name": "all", "--search.trials": "2"}
     changes |= {"--train.steps": "400", "--train.log-every": "50", "--checkpoint.every": "200"}
     config, _ = parse_config(argument_parser(""), SearchConfig, options(**changes))
-    manifests = trainer.check_data(config)
+    manifests = preflight.check_data(config)
     (tmp_path / "all-search").mkdir()
     study = Study(config, [manifest.checksum for manifest in manifests])
-    config, concurrent = trials.with_room(config, manifests)
+    config, concurrent = capacity.fit_to_cluster(config, manifests)
     assert concurrent == 1
-    training = many.Training(trainer.provenance_of(manifests), ray.put("no LPIPS in this test"))
+    training = many.Training(collect_provenance(manifests), ray.put("no LPIPS in this test"))
     trials.run(config, study, training, concurrent)
-    assert ended(study) == {0: "stopped", 1: "finished"}
+    assert ended(study) == {0: "pruned", 1: "finished"}
     assert list(study.trial(0).scores) == [200]
     deadline = time.monotonic() + 30
     while ray.available_resources().get("CPU") != 2 and time.monotonic() < deadline:

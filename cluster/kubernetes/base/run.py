@@ -2,7 +2,7 @@
 
 KubeRay submits a job that failed again, for whatever reason. A command that ends with 1 or 2 has found fault with its
 settings or its training, and would again: its job is stopped instead, which is not tried again. 75, of a command that
-was told to make way, and ends by a signal are failures to KubeRay, as is the loss of the head.
+was asked to stop, and ends by a signal are failures to KubeRay, as is the loss of the head.
 """
 
 import json

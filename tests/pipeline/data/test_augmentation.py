@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.augmentation import TURNS, draws, padded, turned
-from pipeline.data.order import Visits
+from pipeline.data.augmentation import TURNS, apply_turns, reflect_pad, uniform_draws
+from pipeline.data.order import SampleRefs
 
 
-def visits(count=1000, **fixed):
+def refs(count=1000, **fixed):
     columns = {"dataset": 0, "epoch": 1, "shard": 2, "sample": np.arange(count)} | fixed
-    return Visits(*(np.broadcast_to(value, count).astype(np.int64) for value in columns.values()))
+    return SampleRefs(*(np.broadcast_to(value, count).astype(np.int64) for value in columns.values()))
 
 
 def test_numbers_are_uniform_and_uncorrelated():
-    numbers = draws(0, visits(20_000), 3)
+    numbers = uniform_draws(0, refs(20_000), 3)
     assert numbers.shape == (20_000, 3) and numbers.min() >= 0 and numbers.max() < 1
     for column in numbers.T:
         assert np.histogram(column, bins=10, range=(0, 1))[0] == pytest.approx(2000, rel=0.1)
@@ -22,23 +22,23 @@ def test_numbers_are_uniform_and_uncorrelated():
 
 
 def test_numbers_depend_on_the_visit_and_not_on_its_company():
-    together = draws(5, visits(), 3)
+    together = uniform_draws(5, refs(), 3)
     shuffled = np.random.default_rng(0).permutation(1000)
-    assert np.array_equal(draws(5, visits().take(shuffled), 3), together[shuffled])
-    assert np.array_equal(draws(5, visits(4), 3), together[:4])
-    assert np.array_equal(draws(5, visits().take(np.arange(6).reshape(2, 3)), 3), together[:6].reshape(2, 3, 3))
+    assert np.array_equal(uniform_draws(5, refs().take(shuffled), 3), together[shuffled])
+    assert np.array_equal(uniform_draws(5, refs(4), 3), together[:4])
+    assert np.array_equal(uniform_draws(5, refs().take(np.arange(6).reshape(2, 3)), 3), together[:6].reshape(2, 3, 3))
 
 
 @pytest.mark.parametrize("changed", [{"dataset": 1}, {"epoch": 2}, {"shard": 3}, {"sample": 7}])
 def test_each_part_of_a_visit_and_the_seed_matter(changed):
-    one = draws(0, visits(1), 1)
-    assert one != draws(0, visits(1, **changed), 1)
-    assert one != draws(1, visits(1), 1)
+    one = uniform_draws(0, refs(1), 1)
+    assert one != uniform_draws(0, refs(1, **changed), 1)
+    assert one != uniform_draws(1, refs(1), 1)
 
 
 def test_turned_gives_each_of_the_eight_positions():
     image = torch.arange(3 * 4 * 4, dtype=torch.uint8).reshape(3, 4, 4)
-    result = turned(image.expand(TURNS, 3, 4, 4), torch.arange(TURNS))
+    result = apply_turns(image.expand(TURNS, 3, 4, 4), torch.arange(TURNS))
     expected = {
         np.rot90(side, quarters, axes=(1, 2)).tobytes()
         for side in (image.numpy(), image.numpy()[:, :, ::-1])
@@ -50,8 +50,8 @@ def test_turned_gives_each_of_the_eight_positions():
 
 def test_small_images_are_reflected_to_the_crop():
     image = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
-    larger = padded(image, 5)
+    larger = reflect_pad(image, 5)
     assert larger.shape == (5, 5, 3)
     assert np.array_equal(larger[:2, :3], image)
     assert np.array_equal(larger[:, :, 0], image[:, :, 0][np.ix_([0, 1, 0, 1, 0], [0, 1, 2, 1, 0])])
-    assert padded(image[:1], 4).shape == (4, 4, 3)
+    assert reflect_pad(image[:1], 4).shape == (4, 4, 3)

@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.data.cache import LOCK, OWN_FOLDER, Cache, PixelFile
 from pipeline.data.manifest import ShardRecord
-from pipeline.data.pairs import Pair
+from pipeline.data.pairs import PairPixels
 
 SIZE = 5000
 CONTENT = np.random.default_rng(0).bytes(SIZE)
@@ -44,7 +44,7 @@ def fill(cache, wanted, content=CONTENT):
 
 
 def pair(value, height=4, width=6):
-    return Pair(*(np.full((height, width, 3), value + side, dtype=np.uint8) for side in range(2)))
+    return PairPixels(*(np.full((height, width, 3), value + side, dtype=np.uint8) for side in range(2)))
 
 
 def same(one, other):

@@ -14,9 +14,10 @@ from PIL import Image
 
 from pipeline.data.loader import Loader
 from pipeline.data.manifest import load_manifest
-from pipeline.data.order import Share
-from pipeline.packing.packing import PackSettings, pack
+from pipeline.data.order import WorkerShare
+from pipeline.packing.packing import pack
 from pipeline.settings.data import DataSettings
+from pipeline.settings.packing import PackSettings
 
 BATCH = 4
 CACHE = Path()  # set by the fixture
@@ -40,7 +41,7 @@ def loader(url, share, seed=0, **changes):
 
 def batches(url, workers=1, start=0, stop=6, accumulation=1, seed=0, **changes):
     """Each step's crops of all workers as bytes, sorted, so that the order within a global batch does not matter."""
-    shares = [Share(rank, workers, BATCH // workers // accumulation, accumulation) for rank in range(workers)]
+    shares = [WorkerShare(rank, workers, BATCH // workers // accumulation, accumulation) for rank in range(workers)]
     streams = [loader(url, share, seed, **changes).steps(start, stop) for share in shares]
     steps = []
     for number, parts in enumerate(zip(*streams, strict=True), start=start):
@@ -51,7 +52,7 @@ def batches(url, workers=1, start=0, stop=6, accumulation=1, seed=0, **changes):
 
 
 def test_both_images_are_cut_and_turned_alike(url):
-    for _, (batch,) in loader(url, Share(0, 1, BATCH, 1)).steps(0, 6):
+    for _, (batch,) in loader(url, WorkerShare(0, 1, BATCH, 1)).steps(0, 6):
         low, clean = batch.on("cpu")
         assert low.shape == clean.shape == (BATCH, 3, 32, 32)
         assert low.dtype == clean.dtype == torch.uint8
@@ -59,7 +60,7 @@ def test_both_images_are_cut_and_turned_alike(url):
 
 
 def test_augmentation_turns_and_mirrors(url):
-    share = Share(0, 1, BATCH, 1)
+    share = WorkerShare(0, 1, BATCH, 1)
     turns = torch.cat([batch.turns for _, (batch,) in loader(url, share).steps(0, 20)])
     assert set(turns.tolist()) == set(range(8))
     plain = [batch for _, (batch,) in loader(url, share, flips=False).steps(0, 20)]
@@ -99,13 +100,13 @@ def test_seeds_differ(url):
 
 
 def test_batches_that_are_kept_are_not_overwritten(url):
-    kept = [batch for _, (batch,) in loader(url, Share(0, 1, BATCH, 1), flips=False).steps(0, 20)]
-    copies = [batch.low.clone() for _, (batch,) in loader(url, Share(0, 1, BATCH, 1), flips=False).steps(0, 20)]
+    kept = [batch for _, (batch,) in loader(url, WorkerShare(0, 1, BATCH, 1), flips=False).steps(0, 20)]
+    copies = [batch.low.clone() for _, (batch,) in loader(url, WorkerShare(0, 1, BATCH, 1), flips=False).steps(0, 20)]
     assert all(torch.equal(batch.low, copy) for batch, copy in zip(kept, copies, strict=True))
 
 
 def test_a_worker_that_stops_early_leaves_no_threads_waiting(url):
-    stream = loader(url, Share(0, 1, BATCH, 1)).steps(0, 1000)
+    stream = loader(url, WorkerShare(0, 1, BATCH, 1)).steps(0, 1000)
     next(stream)
     stream.close()
     deadline = time.monotonic() + 10
@@ -118,7 +119,7 @@ def test_one_shard_and_eight_workers(tmp_path):
     write_pairs(tmp_path / "source", 5)
     url = str(tmp_path / "shards")
     pack(PackSettings(source=tmp_path / "source", out=url, shard_pairs=100, dev_fraction=0))
-    shares = [Share(rank, 8, 1, 1) for rank in range(8)]
+    shares = [WorkerShare(rank, 8, 1, 1) for rank in range(8)]
     steps = list(zip(*(loader(url, share).steps(0, 5) for share in shares), strict=True))
     assert len(steps) == 5
 
@@ -129,7 +130,7 @@ def test_images_smaller_than_the_crop_portrait_and_landscape(tmp_path):
     for name in ("source", "other"):
         pack(PackSettings(source=tmp_path / name, out=str(tmp_path / f"{name}-shards"), dev_fraction=0))
     urls = {"url": str(tmp_path / "source-shards"), "extra_urls": (str(tmp_path / "other-shards"),)}
-    for _, (batch,) in loader(share=Share(0, 1, BATCH, 1), **urls).steps(0, 6):
+    for _, (batch,) in loader(share=WorkerShare(0, 1, BATCH, 1), **urls).steps(0, 6):
         low, clean = batch.on("cpu")
         assert low.shape == (BATCH, 3, 32, 32)
         assert torch.equal(low, (clean.double() * 0.15).to(torch.uint8))
@@ -142,7 +143,7 @@ def test_mixed_data_sets_are_read_by_their_shares(url, tmp_path):
     other = str(tmp_path / "shards")
     pack(PackSettings(source=tmp_path / "black", out=other, dev_fraction=0))
     mixed = {"extra_urls": (other,), "weights": (3.0, 1.0)}
-    crops = torch.cat([batch.clean for _, (batch,) in loader(url, Share(0, 1, BATCH, 1), **mixed).steps(0, 256)])
+    crops = torch.cat([batch.clean for _, (batch,) in loader(url, WorkerShare(0, 1, BATCH, 1), **mixed).steps(0, 256)])
     assert (crops.flatten(1).amax(dim=1) == 0).sum() == 256
     assert batches(url, **mixed) == batches(url, workers=2, **mixed)
 
@@ -151,7 +152,7 @@ def test_drop_last_reads_whole_batches_of_each_epoch(url):
     pairs = int(load_manifest(url).split("train").pairs.sum())
     assert pairs % BATCH
     steps = pairs // BATCH
-    share = Share(0, 1, BATCH, 1)
+    share = WorkerShare(0, 1, BATCH, 1)
     whole = [batch for _, (batch,) in loader(url, share, drop_last=True, crop=32, flips=False).steps(0, steps)]
     assert len(whole) == steps
     assert batches(url, drop_last=True, stop=steps) == batches(url, stop=steps)
@@ -164,7 +165,7 @@ def test_a_broken_pair_reaches_training_as_an_error(tmp_path):
     with Path(url, record.shard).open("r+b") as file:
         file.truncate(record.low_offset + 100)
     with pytest.raises(ValueError, match=rf"(?s){record.shard}.*{record.key}"):
-        list(loader(url, Share(0, 1, BATCH, 1), cache_gib=0).steps(0, 10))
+        list(loader(url, WorkerShare(0, 1, BATCH, 1), cache_gib=0).steps(0, 10))
 
 
 def test_pairs_skipped_by_all_workers_are_the_same_on_every_layout(url, tmp_path):
@@ -176,9 +177,9 @@ def test_pairs_skipped_by_all_workers_are_the_same_on_every_layout(url, tmp_path
     changes = {"on_bad_data": "skip", "cache": tmp_path / "cache"}
     one, two = (batches(damaged, workers=workers, **changes) for workers in (1, 2))
     assert one == two != batches(url)
-    single = loader(damaged, Share(0, 1, BATCH, 1), **changes)
+    single = loader(damaged, WorkerShare(0, 1, BATCH, 1), **changes)
     list(single.steps(0, 9 * 3))
-    epochs = 9 * 3 * BATCH // int(single.streams[0].shards.pairs.sum())
+    epochs = 9 * 3 * BATCH // int(single.readers[0].shards.pairs.sum())
     assert single.skipped >= epochs
 
 
@@ -192,7 +193,7 @@ def test_crops_lie_anywhere_in_the_image(tmp_path):
     pack(PackSettings(source=tmp_path / "source", out=url, dev_fraction=0))
     lefts = [
         int(left)
-        for _, (batch,) in loader(url, Share(0, 1, BATCH, 1), flips=False).steps(0, 500)
+        for _, (batch,) in loader(url, WorkerShare(0, 1, BATCH, 1), flips=False).steps(0, 500)
         for left in batch.low[:, 0, 0, 0]
     ]
     assert min(lefts) == 0 and max(lefts) == 200 - 32
@@ -202,7 +203,7 @@ def test_crops_lie_anywhere_in_the_image(tmp_path):
 def finished(loader, steps):
     """The state after so many steps, once the cache is written."""
     list(loader.steps(0, steps))
-    for stream in loader.streams:
+    for stream in loader.readers:
         stream.cache._writer.shutdown()
     return loader.state()
 
@@ -210,22 +211,22 @@ def finished(loader, steps):
 def test_states_what_was_decoded_and_what_the_cache_held(url, tmp_path):
     pairs, shards = 9, 3
     one, header = 72 * 48 * 3 * 2, 16 + 32 * pairs // shards
-    cold = finished(loader(url, Share(1, 2, 2, 2), cache=tmp_path), 20)
+    cold = finished(loader(url, WorkerShare(1, 2, 2, 2), cache=tmp_path), 20)
     assert cold.pairs == 20 * 2 * 2
     assert pairs <= cold.decoded_pairs < cold.pairs
     assert cold.cached_bytes == cold.decoded_pairs * one + shards * header
     assert cold.cache_bytes == pairs * one
-    warm = finished(loader(url, Share(0, 1, BATCH, 1), cache=tmp_path), 20)
+    warm = finished(loader(url, WorkerShare(0, 1, BATCH, 1), cache=tmp_path), 20)
     assert (warm.pairs, warm.decoded_pairs, warm.cached_bytes) == (20 * BATCH, 0, 0)
     assert (cold.fetched_bytes, cold.retries) == (warm.fetched_bytes, warm.retries) == (0, 0), "the shards are local"
-    bare = loader(url, Share(0, 1, BATCH, 1), cache_gib=0)
+    bare = loader(url, WorkerShare(0, 1, BATCH, 1), cache_gib=0)
     list(bare.steps(0, 20))
     assert bare.state().decoded_pairs == 20 * BATCH and bare.state().cache_bytes == 0
 
 
 def test_states_how_many_steps_are_ready_ahead(url):
     held, ahead = threading.Event(), 3
-    one = loader(url, Share(0, 1, BATCH, 1), ahead=ahead, shuffle_shards=8)
+    one = loader(url, WorkerShare(0, 1, BATCH, 1), ahead=ahead, shuffle_shards=8)
     window = 8 * 3 // BATCH  # the steps that the samples of a window last
     assert one.state()[:2] == (0, 0)
     steps = one.steps(0, 20)
@@ -234,8 +235,8 @@ def test_states_how_many_steps_are_ready_ahead(url):
     while one.state().ready_steps < ahead and time.monotonic() < deadline:
         time.sleep(0.01)
     assert one.state()[:2] == (window - 1 - ahead, ahead)
-    cut = one.streams[0].pair
-    one.streams[0].pair = lambda *place: held.wait(10) and cut(*place)
+    cut = one.readers[0].pair
+    one.readers[0].pair = lambda *place: held.wait(10) and cut(*place)
     next(steps)
     assert one.state()[:2] == (window - 1, ahead - 1), "the step that was begun last can't become ready"
     held.set()
@@ -245,9 +246,9 @@ def test_states_how_many_steps_are_ready_ahead(url):
 
 def test_states_how_long_training_waited_and_not_how_long_it_took(url):
     def waited(training_s):
-        one = loader(url, Share(0, 1, BATCH, 1), ahead=1, threads=1)
-        cut = one.streams[0].pair
-        one.streams[0].pair = lambda *place: time.sleep(0.01) or cut(*place)
+        one = loader(url, WorkerShare(0, 1, BATCH, 1), ahead=1, threads=1)
+        cut = one.readers[0].pair
+        one.readers[0].pair = lambda *place: time.sleep(0.01) or cut(*place)
         for _ in one.steps(0, 6):
             time.sleep(training_s)
         return one.state().wait_s

@@ -10,7 +10,7 @@ from PIL import Image
 
 import pipeline.data.shard
 from pipeline.data.manifest import load_manifest
-from pipeline.data.pair_reader import PairStream
+from pipeline.data.pair_reader import PairReader
 from pipeline.data.shard import BadDataError
 from pipeline.settings.data import DataSettings
 
@@ -27,7 +27,7 @@ def url(source, tmp_path):
 
 
 def open_stream(url, tmp_path, **changes):
-    return PairStream(load_manifest(url), "train", DataSettings(url=url, cache=tmp_path / "cache", **changes))
+    return PairReader(load_manifest(url), "train", DataSettings(url=url, cache=tmp_path / "cache", **changes))
 
 
 def places(stream):

@@ -12,8 +12,8 @@ from pipeline import s3 as door
 from pipeline import storage
 from pipeline.data.loader import Loader
 from pipeline.data.manifest import load_manifest
-from pipeline.data.order import Share
-from pipeline.data.pair_reader import PairStream
+from pipeline.data.order import WorkerShare
+from pipeline.data.pair_reader import PairReader
 from pipeline.data.shard import BadDataError
 from pipeline.settings.data import DataSettings
 
@@ -43,7 +43,7 @@ def impatient(monkeypatch):
 def crops(url, cache, **changes):
     """The crops of 12 steps, two epochs and a bit."""
     settings = DataSettings(url=url, crop=64, cache=cache, **changes)
-    loader = Loader([load_manifest(url)], settings, Share(0, 1, 4, 1), 0)
+    loader = Loader([load_manifest(url)], settings, WorkerShare(0, 1, 4, 1), 0)
     return [batch.on("cpu")[0].numpy() for _, (batch,) in loader.steps(0, 12)]
 
 
@@ -64,14 +64,14 @@ def test_each_shard_is_fetched_once_for_all_workers_of_a_node(url, faults, tmp_p
             stream.pair(shard, 0)
 
     settings = DataSettings(url=url, cache=tmp_path)
-    streams = [PairStream(load_manifest(url), "train", settings) for _ in range(3)]
+    streams = [PairReader(load_manifest(url), "train", settings) for _ in range(3)]
     threads = [threading.Thread(target=read, args=[stream]) for stream in streams]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert sum(request.path.endswith(".tar") for request in faults.requests) == shards
-    read(PairStream(load_manifest(url), "train", settings))
+    read(PairReader(load_manifest(url), "train", settings))
     assert sum(request.path.endswith(".tar") for request in faults.requests) == shards
 
 
@@ -104,7 +104,7 @@ def test_samples_are_those_of_an_undisturbed_stream(local, url, faults, impatien
 def test_a_shard_that_arrives_changed_each_time_is_named(url, faults, tmp_path, caplog):
     name = load_manifest(url).split("train")[0].name
     faults.add(Fault("flip", name, at=20_000))
-    stream = PairStream(load_manifest(url), "train", DataSettings(url=url, cache=tmp_path))
+    stream = PairReader(load_manifest(url), "train", DataSettings(url=url, cache=tmp_path))
     with pytest.raises(BadDataError, match=rf"{url}: {name}: differs from the shard that was packed"):
         stream.pair(0, 0)
     assert f"{url}/{name} arrived changed (SHA-256), attempt 3 of 3" in caplog.text
@@ -117,7 +117,7 @@ def test_every_transfer_is_verified_and_not_the_first_alone(local, url, faults, 
 
     def open_stream(url):
         settings = DataSettings(url=url, cache=tmp_path, cache_gib=0, shuffle_shards=1, fetches=1)
-        return PairStream(load_manifest(url), "train", settings)
+        return PairReader(load_manifest(url), "train", settings)
 
     stream = open_stream(url)
     assert len(stream.shards) > 3, "so that the first one is closed before it is read again"
@@ -130,7 +130,7 @@ def test_every_transfer_is_verified_and_not_the_first_alone(local, url, faults, 
 def test_a_missing_shard_is_named_at_once(url, tmp_path):
     name = load_manifest(url).split("train")[1].name
     storage.delete(f"{url}/{name}")
-    stream = PairStream(load_manifest(url), "train", DataSettings(url=url, cache=tmp_path))
+    stream = PairReader(load_manifest(url), "train", DataSettings(url=url, cache=tmp_path))
     with pytest.raises(BadDataError, match=rf"{url}: {name}: is missing"):
         stream.pair(1, 0)
 
@@ -147,7 +147,7 @@ def test_a_cached_shard_that_has_changed_is_fetched_again(local, url, faults, tm
 
 def test_counts_what_was_fetched_and_how_often_it_had_to_be_tried_again(local, url, faults, tmp_path):
     def fetched(folder):
-        stream = PairStream(load_manifest(url), "train", DataSettings(url=url, cache=tmp_path / folder))
+        stream = PairReader(load_manifest(url), "train", DataSettings(url=url, cache=tmp_path / folder))
         for shard in range(len(stream.shards)):
             stream.pair(shard, 0)
         return stream.fetched_bytes, stream.retries

@@ -29,7 +29,7 @@ def picture(path, width=8, height=6):
 
 
 def test_a_run_stands_for_its_best_checkpoint(tmp_path):
-    run = make_run(tmp_path, {2: 30.0, 4: 20.0}, checkpoint={"weights": "student"})
+    run = make_run(tmp_path, {2: 30.0, 4: 20.0}, checkpoint={"network": "student"})
     found = Candidate.find(run, "test")
     assert (found.url, found.run) == (f"{run}/checkpoint-00000002", run)
     assert (found.name, found.home) == ("run/checkpoint-00000002", run)
@@ -37,7 +37,7 @@ def test_a_run_stands_for_its_best_checkpoint(tmp_path):
 
 
 def test_a_checkpoint_stands_for_itself(tmp_path):
-    run = make_run(tmp_path, {2: 30.0, 4: 20.0}, checkpoint={"weights": "averaged"})
+    run = make_run(tmp_path, {2: 30.0, 4: 20.0}, checkpoint={"network": "averaged"})
     found = Candidate.find(f"{run}/checkpoint-00000004", "test")
     assert (found.url, found.run) == (f"{run}/checkpoint-00000004", None)
     assert (found.name, found.home) == ("run/checkpoint-00000004", run)
@@ -85,21 +85,21 @@ def test_weights_with_settings_alone_are_a_checkpoint_and_without_them_refused(t
 
 
 @pytest.mark.parametrize(
-    ("weights", "methods", "shown"),
+    ("network", "methods", "shown"),
     [
         ("averaged", ("input", "student", "averaged"), "averaged"),
         ("student", ("input", "student", "averaged"), "student"),
         ("averaged", ("input", "student"), "student"),
     ],
 )
-def test_rows_that_stand_for_a_checkpoint(weights, methods, shown, tmp_path):
-    found = Candidate.find(make_run(tmp_path, {4: 20.0}, checkpoint={"weights": weights}), "dev")
-    assert set(found.shown(score_table({method: {"a": 1.0} for method in methods}))["method"]) == {shown}
+def test_rows_that_stand_for_a_checkpoint(network, methods, shown, tmp_path):
+    found = Candidate.find(make_run(tmp_path, {4: 20.0}, checkpoint={"network": network}), "dev")
+    assert set(found.ranking_rows(score_table({method: {"a": 1.0} for method in methods}))["method"]) == {shown}
 
 
 def test_rows_that_stand_for_pictures():
     rows = score_table({method: {"a": 1.0} for method in ("input", "gamma", "images")})
-    assert set(Candidate("/p", None, None).shown(rows)["method"]) == {"images"}
+    assert set(Candidate("/p", None, None).ranking_rows(rows)["method"]) == {"images"}
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty"])
@@ -140,7 +140,7 @@ def test_the_newest_whole_checkpoints_of_a_run_come_after_the_chosen_one(tmp_pat
 
 def test_stored_scores_of_a_candidate(tmp_path):
     run = make_run(tmp_path, {4: 30.0})
-    write_scores(run, 4, scores.table_of(checkpoint_rows(4, 25.0, split="test")), "test")
+    write_scores(run, 4, scores.to_table(checkpoint_rows(4, 25.0, split="test")), "test")
     found = Candidate.find(run, "dev")
     for split, psnr in (("dev", 30.0), ("test", 25.0)):
         assert scores.means(found.table(split)).loc["student", ("rgb_u8", "psnr")] == psnr

@@ -1,4 +1,4 @@
-"""A pool of evaluation actors: sized by what is free, and not disturbed by the death of an actor or a node."""
+"""A pool of evaluation actors: not disturbed by the death of an actor or a node."""
 
 import os
 import shutil
@@ -27,11 +27,11 @@ from pipeline.data.pairs import read_pair
 from pipeline.evaluation import pool as pools
 from pipeline.evaluation.dispatch import Dispatch
 from pipeline.evaluation.failures import MachineError
-from pipeline.evaluation.pool import Pool, sized
+from pipeline.evaluation.pool import Pool
 from pipeline.evaluation.scorer import find_lpips
 from pipeline.run import checkpoint, scores
 from pipeline.run.checkpoint import Progress
-from pipeline.run.history import VIEWS
+from pipeline.run.pictures import VIEWS
 from pipeline.settings.config import Config
 from pipeline.settings.evaluation import EvaluationSettings
 
@@ -59,7 +59,7 @@ def write_checkpoint(folder: Path, manifest: Manifest) -> str:
     """URL of a checkpoint with weights of its own."""
     url = str(folder / "run/checkpoint-00000002")
     settings = {
-        "run": {"name": "run", "storage": str(folder)},
+        "run": {"name": "run", "root": str(folder)},
         "data": {"url": manifest.url},
         "train": {"steps": 2},
         "network": {"width": 1 / 16},
@@ -72,32 +72,6 @@ def write_checkpoint(folder: Path, manifest: Manifest) -> str:
     checkpoint.write(folder / "local", task, {}, Progress(step=2), config, {})
     storage.upload_folder(folder / "local", url, last=checkpoint.STATE)
     return url
-
-
-@pytest.mark.parametrize(
-    ("settings", "free", "actors", "share"),
-    [
-        ({}, [{"CPU": 6.0}], 6, 0.0),
-        ({}, [{"CPU": 100.0}], 10, 0.0),  # 4 images for each of them
-        ({}, [{"CPU": 0.0}], 1, 0.0),
-        ({}, [], 1, 0.0),
-        ({"cpus_per_actor": 3}, [{"CPU": 8.0}], 2, 0.0),
-        ({"cpus_per_actor": 3}, [{"CPU": 2.0}] * 3 + [{"CPU": 4.0}], 1, 0.0),  # each must fit into a node
-        ({}, [{"CPU": 64.0, "GPU": 2.0}], 4, 0.5),
-        ({}, [{"CPU": 3.0, "GPU": 2.0}], 3, 0.5),
-        ({}, [{"CPU": 8.0}, {"CPU": 1.0, "GPU": 1.0}], 1, 0.5),  # the GPU's node has one core
-        ({}, [{"CPU": 8.0, "GPU": 0.5}] * 2, 10, 0.0),  # no GPU is free
-        ({"gpus_per_actor": 1}, [{"CPU": 8.0, "GPU": 1.5}] * 2, 2, 1.0),
-        ({"gpus_per_actor": 0.25}, [{"CPU": 64.0, "GPU": 1.0}], 4, 0.25),
-        ({"gpus_per_actor": 0.0}, [{"CPU": 5.0, "GPU": 4.0}], 5, 0.0),
-        ({"actors": 7}, [{"CPU": 2.0}], 7, 0.0),
-    ],
-)
-def test_the_pool_takes_what_is_free(
-    settings: dict[str, Any], free: list[dict[str, float]], actors: int, share: float
-) -> None:
-    found = sized(EvaluationSettings.model_validate(settings), 40, free)
-    assert (found.actors, found.gpus_per_actor) == (actors, share)
 
 
 class Killer(Dispatch):

@@ -15,7 +15,7 @@ from pipeline.data.pairs import read_pair
 from pipeline.evaluation.failures import MachineError
 from pipeline.evaluation.scorer import Scorer, Shared, find_lpips, fit_gamma
 from pipeline.run import scores
-from pipeline.run.history import VIEWS
+from pipeline.run.pictures import VIEWS
 from pipeline.settings.evaluation import EvaluationSettings
 
 NETWORK = NetworkSettings(width=1 / 16)
@@ -49,7 +49,7 @@ def scorer(manifest):
 @pytest.fixture(scope="module")
 def table(manifest, scorer, shared):
     """The rows of all images of the test split, of which the scorer's own share is only a part."""
-    return scores.table_of([row for record in manifest.pairs("test") for row in scorer.score(record.key, shared)])
+    return scores.to_table([row for record in manifest.pairs("test") for row in scorer.score(record.key, shared)])
 
 
 def pixels(image):
@@ -98,12 +98,12 @@ def test_where_scores_are_computed_tf32_is_off(manifest):
 def test_lpips_bears_its_weights_checksum_or_the_reason_why_it_is_missing(manifest, shared):
     key = manifest.pairs("test")[0].key
     scorer = Scorer(manifest.url, "test", 0, 1, SETTINGS.model_copy(update={"lpips": "alex"}), gamma=0.5)
-    missing = scores.table_of(scorer.score(key, shared)).query("metric == 'lpips'")
+    missing = scores.to_table(scorer.score(key, shared)).query("metric == 'lpips'")
     assert (missing["reason"] == "no weights here").all() and missing["lpips_sha256"].isna().all()
     weights = find_lpips(EvaluationSettings())
     if isinstance(weights, str):
         pytest.skip(weights)
-    found = scores.table_of(scorer.score_picture(key, np.zeros((48, 72, 3), np.uint8), Shared(ray.put(weights))))
+    found = scores.to_table(scorer.score_picture(key, np.zeros((48, 72, 3), np.uint8), Shared(ray.put(weights))))
     rows = found.query("metric == 'lpips' and method == 'images'")
     assert list(rows["lpips_sha256"]) == [weights.sha256] and list(rows["protocol"]) == ["alex"]
     assert (rows["value"] > 0.1).all() and (found.query("metric != 'lpips'")["lpips_sha256"].isna()).all()
@@ -116,7 +116,7 @@ def test_an_image_too_small_for_a_metric_is_scored_by_the_others(tmp_path):
         pytest.skip(weights)
     scorer = Scorer(manifest.url, "test", 0, 1, EvaluationSettings(), gamma=0.5)
     (record,) = manifest.pairs("test")
-    rows = scores.table_of(scorer.score_picture(record.key, np.zeros((24, 72, 3), np.uint8), Shared(ray.put(weights))))
+    rows = scores.to_table(scorer.score_picture(record.key, np.zeros((24, 72, 3), np.uint8), Shared(ray.put(weights))))
     assert rows[rows["metric"] != "lpips"]["value"].notna().all()
     assert rows[rows["metric"] == "lpips"]["reason"].str.contains("at least 31x31, not 24x72").all()
 
@@ -127,7 +127,7 @@ def test_large_images_are_enhanced_in_tiles(tmp_path, shared, monkeypatch):
     monkeypatch.setattr(AutoEncoder, "forward", lambda self, image: seen.append(tuple(image.shape[-2:])) or image)
     scorer = Scorer(manifest.url, "test", 0, 1, SETTINGS.model_copy(update={"tile": 256}), gamma=0.5)
     (record,) = manifest.pairs("test")
-    rows = scores.table_of(scorer.score(record.key, shared))
+    rows = scores.to_table(scorer.score(record.key, shared))
     assert len(seen) == 4 and max(seen) == (64, 256)
     psnr = rows.query("metric == 'psnr' and protocol == 'rgb_u8'").set_index("method")["value"]
     assert psnr["student"] == pytest.approx(psnr["input"], abs=1e-3)  # tiles that change nothing leave no seams
@@ -163,7 +163,7 @@ def test_out_of_memory_is_tried_once_more_after_the_cache_is_emptied(manifest, t
     emptied = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
     key = manifest.pairs("test")[0].key
-    rows = scores.table_of(scorer_of(torch.OutOfMemoryError("CUDA out of memory"), 1).score(key, shared))
+    rows = scores.to_table(scorer_of(torch.OutOfMemoryError("CUDA out of memory"), 1).score(key, shared))
     assert rows.equals(table[table["key"] == key].reset_index(drop=True)) and len(emptied) == 1
 
 
@@ -196,7 +196,7 @@ def test_what_fails_for_the_machine_is_no_score_and_ends_the_process(
 def test_what_fails_for_the_image_is_a_row_with_the_reason(manifest, shared, scorer_of, monkeypatch):
     monkeypatch.setattr("os._exit", lambda status: pytest.fail("ended"))
     scorer = scorer_of(RuntimeError("Sizes of tensors must match"), 1)
-    rows = scores.table_of(scorer.score(manifest.pairs("test")[0].key, shared))
+    rows = scores.to_table(scorer.score(manifest.pairs("test")[0].key, shared))
     assert set(rows[rows["method"] == "student"]["reason"]) == {"Sizes of tensors must match"}
     assert rows[rows["method"] != "student"]["reason"].isna().all()
     scorer.ready()

@@ -12,7 +12,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.images.codecs import decode_rgb, encode_png, read_rgb, stored_png
+from pipeline.images.codecs import decode_rgb, encode_png, read_rgb, to_stored_png
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 GREY = np.repeat(COLOURS[..., :1], 3, axis=2)
@@ -75,20 +75,20 @@ def test_broken_images_give_a_reason_and_files_their_path(data: bytes, reason: s
     assert "BytesIO" not in str(error.value)
     path = tmp_path / "broken.png"
     path.write_bytes(data)
-    for read in (read_rgb, stored_png) if len(data) != 70 else (read_rgb,):
+    for read in (read_rgb, to_stored_png) if len(data) != 70 else (read_rgb,):
         with pytest.raises(ValueError, match=rf"broken.png: .*({reason})"):
             read(path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    for read in (read_rgb, stored_png):
+    for read in (read_rgb, to_stored_png):
         with pytest.raises(ValueError, match=r"gone.png: .*No such file"):
             read(tmp_path / "gone.png")
 
 
 def test_an_eight_bit_rgb_png_is_stored_byte_for_byte(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encode_png(COLOURS))
-    assert stored_png(tmp_path / "a.png") == ((tmp_path / "a.png").read_bytes(), False)
+    assert to_stored_png(tmp_path / "a.png") == ((tmp_path / "a.png").read_bytes(), False)
 
 
 # --- sixteen bits

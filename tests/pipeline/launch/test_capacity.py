@@ -10,6 +10,7 @@ import ray
 from pipeline.data.manifest import load_manifest
 from pipeline.launch import capacity
 from pipeline.settings.config import Config
+from pipeline.settings.evaluation import EvaluationSettings
 
 
 def config(run: dict[str, Any], **evaluation: Any) -> Config:
@@ -43,16 +44,52 @@ def nodes_of(*resources: dict[str, float]) -> list[dict[str, Any]]:
 def test_as_many_runs_as_the_nodes_have_room_for(monkeypatch, free, workers, use_gpu, room) -> None:
     monkeypatch.setattr(capacity, "free_on_nodes", lambda: {str(index): dict(node) for index, node in enumerate(free)})
     run = {"workers": workers, "use_gpu": use_gpu, "cpus_per_worker": 2}
-    assert capacity.runs_at_once(config(run, actors=1, gpus_per_actor=0.5 if use_gpu else 0.0)) == room
+    assert capacity.count_runs(config(run, actors=1, gpus_per_actor=0.5 if use_gpu else 0.0)) == room
 
 
 def test_actors_are_placed_where_they_leave_room_for_whole_workers(monkeypatch) -> None:
     whole = config({"workers": 7, "use_gpu": True}, actors=2, gpus_per_actor=0.5)
     node = {"CPU": 64.0, "GPU": 4.0}
     monkeypatch.setattr(capacity, "free_on_nodes", lambda: {"n1": dict(node), "n2": dict(node)})
-    assert capacity.beside_training(whole) == ["n2", "n2"]  # one on each would leave room for six workers
+    assert capacity.nodes_for_actors(whole) == ["n2", "n2"]  # one on each would leave room for six workers
     monkeypatch.setattr(capacity, "free_on_nodes", lambda: {"n1": dict(node)})
-    assert capacity.beside_training(whole) == []  # it waits for others
+    assert capacity.nodes_for_actors(whole) == []  # it waits for others
+
+
+@pytest.mark.parametrize(
+    ("settings", "free", "actors", "share"),
+    [
+        ({}, [{"CPU": 6.0}], 6, 0.0),
+        ({}, [{"CPU": 100.0}], 10, 0.0),  # 4 images for each of them
+        ({}, [{"CPU": 0.0}], 1, 0.0),
+        ({}, [], 1, 0.0),
+        ({"cpus_per_actor": 3}, [{"CPU": 8.0}], 2, 0.0),
+        ({"cpus_per_actor": 3}, [{"CPU": 2.0}] * 3 + [{"CPU": 4.0}], 1, 0.0),  # each must fit into a node
+        ({}, [{"CPU": 64.0, "GPU": 2.0}], 4, 0.5),
+        ({}, [{"CPU": 3.0, "GPU": 2.0}], 3, 0.5),
+        ({}, [{"CPU": 8.0}, {"CPU": 1.0, "GPU": 1.0}], 1, 0.5),  # the GPU's node has one core
+        ({}, [{"CPU": 8.0, "GPU": 0.5}] * 2, 10, 0.0),  # no GPU is free
+        ({"gpus_per_actor": 1}, [{"CPU": 8.0, "GPU": 1.5}] * 2, 2, 1.0),
+        ({"gpus_per_actor": 0.25}, [{"CPU": 64.0, "GPU": 1.0}], 4, 0.25),
+        ({"gpus_per_actor": 0.0}, [{"CPU": 5.0, "GPU": 4.0}], 5, 0.0),
+        ({"actors": 7}, [{"CPU": 2.0}], 7, 0.0),
+    ],
+)
+def test_actors_take_what_is_free(
+    settings: dict[str, Any], free: list[dict[str, float]], actors: int, share: float
+) -> None:
+    found = capacity.choose_actor_count(EvaluationSettings.model_validate(settings), 40, free)
+    assert (found.actors, found.gpus_per_actor) == (actors, share)
+
+
+def test_runs_at_the_same_time_are_as_many_as_are_asked_for(monkeypatch) -> None:
+    monkeypatch.setattr(capacity, "choose_devices", lambda config, manifests, count: config)
+    monkeypatch.setattr(capacity, "free_on_nodes", lambda: {"n1": {"CPU": 8.0}})
+    run = config({"workers": 1, "use_gpu": False})  # a core to train, and one to score, though it might take more
+    found = [capacity.fit_to_cluster(run, [], concurrent) for concurrent in (None, 3)]
+    assert [count for _, count in found] == [4, 3] and {each.evaluation.actors for each, _ in found} == {1}
+    with pytest.raises(ValueError, match=r"^5 runs at the same time are asked for, the Ray cluster has room for 4;"):
+        capacity.fit_to_cluster(run, [], 5)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +107,7 @@ def test_what_fits_into_no_node_is_refused_rather_than_waited_for(monkeypatch, r
     monkeypatch.setattr(capacity, "is_autoscaler_v2", lambda: False)
     monkeypatch.setattr(capacity.ray, "cluster_resources", lambda: {"CPU": 8.0})
     with pytest.raises(ValueError, match=message):
-        capacity.with_devices(config(run, **evaluation), [])
+        capacity.choose_devices(config(run, **evaluation), [])
 
 
 PARTS = [{"CPU": 2.0, "GPU": 1.0}, {"CPU": 2.0, "GPU": 0.0}]
@@ -119,10 +156,10 @@ def test_a_node_that_joins_is_waited_for(driver, ray_head, shards) -> None:
     manifests = [load_manifest(shards)]
     run = {"workers": 2, "cpus_per_worker": cpus - 1, "use_gpu": False}
     with pytest.raises(ValueError, match=r"^the run needs .* CPUs, the Ray cluster has"):
-        capacity.with_devices(config(run), manifests)
+        capacity.choose_devices(config(run), manifests)
     node = ray_head.add_node(num_cpus=cpus)
     try:
-        found = capacity.with_devices(config(run | {"wait_s": 120}), manifests)
+        found = capacity.choose_devices(config(run | {"wait_s": 120}), manifests)
         assert found.evaluation.actors and ray.cluster_resources()["CPU"] == 2 * cpus
     finally:
         os.killpg(node.pid, signal.SIGTERM)

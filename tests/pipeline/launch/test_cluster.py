@@ -8,7 +8,7 @@ import pytest
 import ray
 from commands import RayHead
 
-from pipeline.launch import cluster, trainer
+from pipeline.launch import cluster
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, address: str) -> str:
     """What is said of a RAY_ADDRESS, within seconds."""
     monkeypatch.setenv("RAY_ADDRESS", address)
     start = time.monotonic()
-    with pytest.raises(ValueError) as error, trainer.cluster(1, None):
+    with pytest.raises(ValueError) as error, cluster.session(1, None):
         pass
     assert time.monotonic() - start < 20 and not ray.is_initialized()
     assert str(error.value).startswith(f"RAY_ADDRESS={address}")
@@ -93,6 +93,6 @@ def test_a_folder_too_deep_for_rays_sockets(monkeypatch, variable):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv(variable, "/tmp/" + 40 * "a")
     said = rf"^{variable}=/tmp/a{{40}}: too long .* set RAY_TMPDIR to a shorter one"
-    with pytest.raises(ValueError, match=said), trainer.cluster(1, None):
+    with pytest.raises(ValueError, match=said), cluster.session(1, None):
         pass
     assert not ray.is_initialized()

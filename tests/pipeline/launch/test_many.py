@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from pipeline.launch import capacity, many, trainer
+from pipeline.launch import capacity, cluster, many, preflight
+from pipeline.run import record
 from pipeline.settings.config import Config
 
 
 def config(name: str, **evaluation: Any) -> Config:
-    settings = {"run": {"name": name, "storage": "/nowhere"}, "data": {"url": "/data"}, "train": {"steps": 4}}
+    settings = {"run": {"name": name, "root": "/nowhere"}, "data": {"url": "/data"}, "train": {"steps": 4}}
     return Config.model_validate(settings | {"evaluation": evaluation})
 
 
@@ -27,17 +28,24 @@ def test_devices_are_decided_once_for_all_runs(monkeypatch: pytest.MonkeyPatch) 
 
     started: list[Config] = []
 
-    def in_turn(configs: list[Config], limit: int, training: Callable[[Config], None]) -> list[tuple[str, None]]:
+    def in_turn(configs: list[Config], concurrent: int, training: Callable[[Config], None]) -> list[tuple[str, None]]:
         started.extend(configs)
         return [(each.run.name, None) for each in configs]
 
-    for name in ("check_data", "provenance_of", "check_run", "check_scores", "check_cluster"):
-        monkeypatch.setattr(trainer, name, lambda *arguments: None)
-    monkeypatch.setattr(trainer, "cluster", lambda *arguments, **options: nullcontext())
-    monkeypatch.setattr(capacity, "with_devices", decide)
+    for module, name in (
+        (preflight, "check_data"),
+        (preflight, "check_scores"),
+        (preflight, "check_cluster"),
+        (record, "check_run"),
+        (many, "collect_provenance"),
+    ):
+        monkeypatch.setattr(module, name, lambda *arguments: None)
+    monkeypatch.setattr(capacity, "count_runs", lambda config: 2)
+    monkeypatch.setattr(cluster, "session", lambda *arguments, **options: nullcontext())
+    monkeypatch.setattr(capacity, "choose_devices", decide)
     monkeypatch.setattr(many.ray, "put", lambda value: value)
     monkeypatch.setattr(many, "_in_turn", in_turn)
-    assert many.train_all([config("a"), config("b", tile=512), config("c")], at_once=2) == {}
+    assert many.train_all([config("a"), config("b", tile=512), config("c")], concurrent=2) == {}
     assert [each.run.name for each in started] == ["a", "b", "c"]
     devices = [(each.run.use_gpu, each.evaluation.gpus_per_actor, each.evaluation.actors) for each in started]
     assert devices == [(True, 0.5, 2)] * 3

@@ -18,7 +18,7 @@ PACKAGES = dict.fromkeys((*node_checks.ALIKE, *node_checks.PRESENT), "1.0")
 
 
 def problems_of(data: dict[str, str] | None = None, runs: Path | None = None, cache: Path | None = None) -> list[str]:
-    return list(node_checks.look(Needs(data or {}, str(runs) if runs else None, NOTE, cache)).problems)
+    return list(node_checks.inspect_node(Needs(data or {}, str(runs) if runs else None, NOTE, cache)).problems)
 
 
 def test_a_node_that_sees_what_the_driver_sees_has_no_problems(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_many_nodes_are_told_of_in_few_lines() -> None:
     found["n150"] = Finding(here | {"deepspeed": "missing", "tqdm": "missing"}, [])
     found["n151"] = Finding({}, ["no answer"])
     assert node_checks.describe(found, here, {"torch": "2.13.0", "deepspeed": "1.0"}) == (
-        "not all nodes of the Ray cluster can take part:\n"
+        "cluster preflight failed:\n"
         "  n003, n004, n005 and 7 more: /runs: is full\n"
         "  n151: no answer\n"
         "  package    requirements.lock  driver      nodes\n"
@@ -96,5 +96,5 @@ def test_every_package_that_the_project_needs_is_looked_at() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = {re.match(r"[\w-]+", dependency)[0] for dependency in project["dependencies"]}
     assert needed == {*node_checks.ALIKE, *node_checks.PRESENT}
-    assert needed <= node_checks.locked(node_checks.LOCK).keys() and not node_checks.locked(ROOT / "no.lock")
-    assert node_checks.MISSING not in node_checks.installed().values()
+    assert needed <= node_checks.read_lock(node_checks.LOCK).keys() and not node_checks.read_lock(ROOT / "no.lock")
+    assert node_checks.MISSING not in node_checks.installed_versions().values()

@@ -1,12 +1,15 @@
-"""What the data sets' tables tell of a run is said before its workers start."""
+"""What is checked before anything starts: data sets, held-out images, sizes, missing shards, and where they lie."""
 
 from pathlib import Path
 
 import pytest
 from datasets import packed
+from s3 import S3Server, forget_clients
+from tables import config, data_set
 
 from pipeline import storage
-from pipeline.launch import trainer
+from pipeline.launch import preflight
+from pipeline.run import record
 from pipeline.settings.config import Config
 from tune.settings import SearchConfig
 
@@ -25,7 +28,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def check(url: str, model: type[Config] = Config, **parts: dict[str, object]) -> None:
     settings = {"run": {"name": "r"}, "train": {"steps": 4}} | parts
-    trainer.check_data(model.model_validate(settings | {"data": {"url": url} | parts.get("data", {})}))
+    preflight.check_data(model.model_validate(settings | {"data": {"url": url} | parts.get("data", {})}))
 
 
 def test_fewer_pairs_than_a_batch_are_refused_where_epochs_end_with_a_whole_one(url: str) -> None:
@@ -84,3 +87,52 @@ def test_missing_shards_are_named_unless_bad_data_are_skipped(
 
     monkeypatch.setattr(storage, "listdir", refuse)
     check(url)
+
+
+def test_all_data_sets_are_loaded_the_first_one_first(tmp_path: Path) -> None:
+    one = data_set(tmp_path / "one", train_0="1", dev_0="2")
+    two = data_set(tmp_path / "two", train_0="3")
+    assert [manifest.url for manifest in preflight.check_data(config(one, two))] == [one, two]
+    with pytest.raises(ValueError, match=r"two: split 'dev' holds no pairs"):
+        preflight.check_data(config(two, one))
+
+
+def test_a_data_set_without_training_pairs_is_refused(tmp_path: Path) -> None:
+    one = data_set(tmp_path / "one", train_0="1", dev_0="2")
+    two = data_set(tmp_path / "two", test_0="3")
+    with pytest.raises(ValueError, match=r"two: split 'train' holds no pairs"):
+        preflight.check_data(config(one, two))
+
+
+def test_held_out_images_among_the_training_ones_are_refused(tmp_path: Path) -> None:
+    url = data_set(tmp_path, train_0="1", train_1="2", train_2="3", dev_0="4", dev_1="3", test_0="2", test_1="5")
+    with pytest.raises(ValueError) as error:
+        preflight.check_data(config(url))
+    assert str(error.value) == (
+        f"{url}: 2 held-out images are training images as well: dev-1 (dev) is train-2, test-0 (test) is train-1; "
+        "pack again without them"
+    )
+
+
+@pytest.mark.parametrize("held_out_in_the_first", [True, False])
+def test_held_out_images_may_be_training_images_of_no_data_set(held_out_in_the_first: bool, tmp_path: Path) -> None:
+    held_out = data_set(tmp_path / "held-out", train_0="1", dev_0="2", test_5="6")
+    trained = data_set(tmp_path / "trained", train_0="3", train_1="6", dev_0="5")
+    urls = (held_out, trained) if held_out_in_the_first else (trained, held_out)
+    with pytest.raises(ValueError, match=rf"^{held_out}: 1 .* images of {trained}: test-5 \(test\) is train-1;"):
+        preflight.check_data(config(*urls))
+
+
+def test_a_wrong_bucket_key_or_secret_is_a_plain_error(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = s3.make_bucket()
+    for url, reason in (("s3://nothing-here/set", "no such bucket"), (f"{bucket}/set", "there is no manifest")):
+        with pytest.raises(ValueError, match=rf"^{url}/manifest.parquet: .*{reason}"):
+            preflight.check_data(config(url))
+    with pytest.raises(ValueError, match=r"^s3://nothing-here/r: .*no such bucket"):
+        record.check_run(config("/data", runs="s3://nothing-here"), {})
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    forget_clients()
+    with pytest.raises(ValueError, match=rf"^{bucket}/set/manifest.parquet: cannot be read .*AWS_SECRET_ACCESS_KEY"):
+        preflight.check_data(config(f"{bucket}/set"))

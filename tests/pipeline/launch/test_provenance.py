@@ -10,9 +10,8 @@ import torch
 
 from iaml import NetworkSettings, TeacherSettings, TeacherStudent
 from pipeline import storage
-from pipeline.launch import trainer
-from pipeline.launch.provenance import find_start
-from pipeline.run import checkpoint
+from pipeline.launch.provenance import collect_provenance, find_initial_weights
+from pipeline.run import checkpoint, record
 from pipeline.run.checkpoint import Progress
 from pipeline.settings.config import Config
 
@@ -22,7 +21,7 @@ SEPARATE = TeacherSettings(norm="separate")
 
 def config(folder: Path, name: str, start_from: str | None, **parts: Any) -> Config:
     settings = {
-        "run": {"name": name, "storage": str(folder), "start_from": start_from},
+        "run": {"name": name, "root": str(folder), "start_from": start_from},
         "data": {"url": "/data"},
         "train": {"steps": 3},
         "network": {"width": 1 / 16},
@@ -48,7 +47,7 @@ def source(tmp_path: Path) -> tuple[str, TeacherStudent]:
 
 def started(settings: Config, teacher: TeacherSettings | None = None) -> tuple[TeacherStudent, Progress]:
     task = TeacherStudent(NETWORK, teacher=teacher)
-    start = find_start(settings)
+    start = find_initial_weights(settings)
     assert start
     return task, checkpoint.load_start(start, task)
 
@@ -85,25 +84,25 @@ def test_it_is_recorded_and_the_source_may_move_once_the_run_has_begun(
     url, _ = source
     settings = config(tmp_path, "new", url)
     data: Any = [SimpleNamespace(url="/data", checksum="c")]
-    start = find_start(settings)
+    start = find_initial_weights(settings)
     assert start and start["url"] == url and set(start["sha256"]) == {checkpoint.STUDENT, checkpoint.TEACHER}
-    provenance = trainer.provenance_of(data, start)
-    trainer.claim(settings, provenance)
+    provenance = collect_provenance(data, start)
+    record.claim(settings, provenance)
     assert json.loads((tmp_path / "new/provenance.json").read_text())["start_from"] == start
     moved = str(tmp_path / "old/moved")
     Path(url).rename(moved)
-    assert find_start(settings) == start  # wherever it is by now
-    trainer.check_run(
-        config(tmp_path, "new", moved), trainer.provenance_of(data, find_start(config(tmp_path, "new", moved)))
+    assert find_initial_weights(settings) == start  # wherever it is by now
+    record.check_run(
+        config(tmp_path, "new", moved), collect_provenance(data, find_initial_weights(config(tmp_path, "new", moved)))
     )
     with pytest.raises(ValueError, match=r"run.start_from: weights \w{12}, \w{12} before, nothing now"):
-        trainer.check_run(config(tmp_path, "new", None), trainer.provenance_of(data))
+        record.check_run(config(tmp_path, "new", None), collect_provenance(data))
 
 
 def test_other_weights_than_those_that_were_recorded_are_not_loaded(
     source: tuple[str, TeacherStudent], tmp_path: Path
 ) -> None:
-    start = find_start(config(tmp_path, "new", source[0]))
+    start = find_initial_weights(config(tmp_path, "new", source[0]))
     assert start
     storage.delete(storage.join(source[0], checkpoint.TEACHER))
     with pytest.raises(ValueError, match=r"checkpoint-00000009: holds other weights than when this run began"):
@@ -126,7 +125,7 @@ def test_weights_of_another_network_are_refused(
         given = str(tmp_path / "weights.safetensors")
         Path(given).write_bytes(storage.read_bytes(storage.join(source[0], checkpoint.STUDENT)))
     with pytest.raises(ValueError, match=rf"^run.start_from: {given}: its network {message}"):
-        find_start(config(tmp_path, "new", given, network=network))
+        find_initial_weights(config(tmp_path, "new", given, network=network))
 
 
 @pytest.mark.parametrize("content", [b"no tensors", None])
@@ -135,14 +134,14 @@ def test_what_holds_no_weights_is_refused(content: bytes | None, tmp_path: Path)
     if content:
         given.write_bytes(content)
     with pytest.raises(ValueError, match=rf"^run.start_from: {given}: (is not a safetensors file|there is no run)"):
-        find_start(config(tmp_path, "new", str(given)))
+        find_initial_weights(config(tmp_path, "new", str(given)))
 
 
 def test_a_longer_schedule_is_refused_with_the_way_to_go_on(tmp_path: Path) -> None:
-    provenance = trainer.provenance_of([])
-    trainer.claim(config(tmp_path, "old", None), provenance)
+    provenance = collect_provenance([])
+    record.claim(config(tmp_path, "old", None), provenance)
     hint = rf"choose another run.name, and --run.start-from {tmp_path}/old to begin with its weights\n  train.steps: 3"
     with pytest.raises(ValueError, match=hint):
-        trainer.check_run(config(tmp_path, "old", None, train={"steps": 9}), provenance)
+        record.check_run(config(tmp_path, "old", None, train={"steps": 9}), provenance)
     with pytest.raises(ValueError, match=r"choose another run.name\n  network.width"):
-        trainer.check_run(config(tmp_path, "old", None, network={"width": 0.25}), provenance)
+        record.check_run(config(tmp_path, "old", None, network={"width": 0.25}), provenance)

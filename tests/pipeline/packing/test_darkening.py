@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
-from pipeline.packing.darkening import CameraSettings, DarkenSettings, darken, darken_folder
+from pipeline.packing.darkening import darken, darken_folder
 from pipeline.packing.pairing import find_pairs
 from pipeline.packing.photographs import export_photographs
+from pipeline.settings.darkening import CameraSettings, DarkenSettings
 
 
 def linear(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:

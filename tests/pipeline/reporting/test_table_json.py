@@ -15,7 +15,7 @@ WEIGHTS = "443c5bc3" + 56 * "0"
 
 
 def of_checkpoint(rows, *others):
-    table = scores.table_of(rows)
+    table = scores.to_table(rows)
     return json.loads(as_json(tables.checkpoint_table(table, *others), {"run/it": table}))
 
 
@@ -42,7 +42,7 @@ def test_a_checkpoint_s_numbers_bear_all_that_they_are_of():
 
 
 def test_means_of_the_last_checkpoints_are_told_apart():
-    split = scores.table_of([row for step, psnr in ((1, 90.0), (2, 20.0)) for row in checkpoint_rows(step, psnr)])
+    split = scores.to_table([row for step, psnr in ((1, 90.0), (2, 20.0)) for row in checkpoint_rows(step, psnr)])
     numbers = of_checkpoint(checkpoint_rows(1, 90.0), split, 2)["numbers"]
     found = {(each["row"], each["method"]): each["mean"] for each in numbers if each["metric"] == "psnr"}
     assert found == {
@@ -78,13 +78,13 @@ def test_compared_candidates_have_differences_and_their_intervals():
         {"row": "theirs", "method": "images", **psnr, "mean": 17.0},
         {"row": "clean", "method": "images", **psnr, "mean": None} | infinite,
         {
-            "row": "theirs minus the first",
+            "row": "theirs - reference",
             **psnr,
             "mean": 2.0,
             "low": pytest.approx(2 - half),
             "high": pytest.approx(2 + half),
         },
-        {"row": "clean minus the first", **psnr, "mean": None, "low": None, "high": None} | infinite,
+        {"row": "clean - reference", **psnr, "mean": None, "low": None, "high": None} | infinite,
     ]
     assert [line.startswith("differences: mean [95% t interval over images") for line in document["notes"]] == [True]
 

@@ -22,7 +22,7 @@ NETWORK = NetworkSettings(width=1 / 16)
 def make_config(run: Path) -> Config:
     return Config.model_validate(
         {
-            "run": {"name": run.name, "storage": str(run.parent)},
+            "run": {"name": run.name, "root": str(run.parent)},
             "data": {"url": "/data"},
             "train": {"steps": 3},
             "network": {"width": 1 / 16},
@@ -149,7 +149,7 @@ def test_the_newest_checkpoint_whose_files_are_as_written_is_found(three, name, 
     told = []
     damage(storage.join(last, name))
     assert checkpoint.newest(run, told.append) == interim
-    assert len(told) == 1 and re.match(rf"{last}.*{name}.*; this checkpoint is passed over$", told[0])
+    assert len(told) == 1 and re.match(rf"{last}.*{name}.*; this checkpoint is skipped$", told[0])
     storage.delete_folder(interim)
     assert checkpoint.newest(run, told.append) is None
 
@@ -172,7 +172,7 @@ def test_a_run_is_not_continued_from_weights_that_nothing_vouches_for(written):
 
 def test_checkpoints_past_the_step_that_a_run_continues_from_count_no_longer(three):
     run, (first, interim, last) = three
-    checkpoint.set_aside_after(run, 2)
+    checkpoint.invalidate_after(run, 2)
     assert checkpoint.newest(run, lambda line: None) == first
     for url in (interim, last):
         assert {*checkpoint.WEIGHT_FILES, checkpoint.SETTINGS} <= set(storage.listdir(url))

@@ -2,13 +2,13 @@
 
 import json
 import math
-import re
 import shutil
 
 import pytest
 from score_tables import DATA, checkpoint_rows, make_run, score_rows, write_scores
 
 from pipeline import storage
+from pipeline.reporting.tables import run_table
 from pipeline.run import checkpoint, history, scores
 from pipeline.run.history import Run
 from pipeline.settings.config import Config
@@ -24,35 +24,32 @@ def steps_of(names):
     return [int(name[-8:]) for name in names]
 
 
-def table_of(psnr_by_step):
-    return scores.table_of([row for step, psnr in psnr_by_step.items() for row in checkpoint_rows(step, psnr)])
-
-
-# --- which is best
+def to_table(psnr_by_step):
+    return scores.to_table([row for step, psnr in psnr_by_step.items() for row in checkpoint_rows(step, psnr)])
 
 
 @pytest.mark.parametrize(
-    ("metric", "weights", "order"),
+    ("metric", "network", "order"),
     [
         ("psnr", "student", [3, 2, 1, 4]),
         ("psnr", "averaged", [1, 3, 2, 4]),  # the average's PSNR falls as the student's rises
         ("lpips", "student", [3, 2, 1, 4]),  # and so does the LPIPS, where less is better
     ],
 )
-def test_ranks_by_the_metric_in_its_own_direction_and_puts_what_has_no_number_last(metric, weights, order, tmp_path):
-    run = make_run(tmp_path, {}, checkpoint={"metric": metric, "weights": weights})
-    table = table_of({1: 10.0, 2: 20.0, 3: 20.0, 4: NAN})
-    assert steps_of(history.ranked(table, config_of(run))) == order
+def test_ranks_by_the_metric_in_its_own_direction_and_puts_what_has_no_number_last(metric, network, order, tmp_path):
+    run = make_run(tmp_path, {}, checkpoint={"metric": metric, "network": network})
+    table = to_table({1: 10.0, 2: 20.0, 3: 20.0, 4: NAN})
+    assert steps_of(history.rank_checkpoints(table, config_of(run))) == order
 
 
 def test_an_infinite_score_is_the_best(tmp_path):
-    table = table_of({1: 40.0, 2: math.inf, 3: 30.0})
-    assert steps_of(history.ranked(table, config_of(make_run(tmp_path, {})))) == [2, 1, 3]
+    table = to_table({1: 40.0, 2: math.inf, 3: 30.0})
+    assert steps_of(history.rank_checkpoints(table, config_of(make_run(tmp_path, {})))) == [2, 1, 3]
 
 
 def test_a_checkpoint_with_an_image_that_failed_comes_last_however_good_the_others_are(tmp_path):
     rows = score_rows({"student": {"a": 90.0, "b": None}}, step=1) + score_rows({"student": {"a": 9, "b": 9}}, step=2)
-    assert steps_of(history.ranked(scores.table_of(rows), config_of(make_run(tmp_path, {})))) == [2, 1]
+    assert steps_of(history.rank_checkpoints(scores.to_table(rows), config_of(make_run(tmp_path, {})))) == [2, 1]
 
 
 def test_the_first_protocol_ranks_and_the_test_split_does_not(tmp_path):
@@ -62,13 +59,13 @@ def test_the_first_protocol_ranks_and_the_test_split_does_not(tmp_path):
         rows += score_rows({"student": {"a": cidnet}}, "psnr", "cidnet", step=step)
         rows += score_rows({"student": {"a": rgb}}, step=step)
         rows += score_rows({"student": {"a": test}}, "psnr", "cidnet", step=step, split="test")
-    assert steps_of(history.ranked(scores.table_of(rows), config_of(run))) == [1, 2]
+    assert steps_of(history.rank_checkpoints(scores.to_table(rows), config_of(run))) == [1, 2]
 
 
 def test_score_of_images_are_those_that_rank(tmp_path):
-    config = config_of(make_run(tmp_path, {}, checkpoint={"metric": "lpips", "weights": "averaged"}))
+    config = config_of(make_run(tmp_path, {}, checkpoint={"metric": "lpips", "network": "averaged"}))
     rows = checkpoint_rows(1, 20.0) + score_rows({"averaged": {"a": 0.3, "b": 0.1}}, "ssim")
-    assert dict(history.score_of_images(scores.table_of(rows), config)) == {"a": -20.0, "b": -20.0}
+    assert dict(history.score_of_images(scores.to_table(rows), config)) == {"a": -20.0, "b": -20.0}
 
 
 def test_the_best_checkpoint_of_a_run(tmp_path):
@@ -78,16 +75,13 @@ def test_the_best_checkpoint_of_a_run(tmp_path):
 
 def test_scores_on_other_data_do_not_choose(tmp_path):
     run = make_run(tmp_path, {1: 10.0, 2: 30.0})
-    write_scores(run, 1, scores.table_of(checkpoint_rows(1, 99.0, data="other")))
+    write_scores(run, 1, scores.to_table(checkpoint_rows(1, 99.0, data="other")))
     assert Run.load(run).chosen == "checkpoint-00000002"
 
 
 def test_best_checkpoint_of_a_run_without_scores_is_refused(tmp_path):
     with pytest.raises(ValueError, match="run: none of its checkpoints has been scored"):
         history.best_checkpoint(Run.load(make_run(tmp_path, {1: None})))
-
-
-# --- what is done and what is kept
 
 
 @pytest.mark.parametrize(
@@ -107,16 +101,16 @@ def test_a_run_is_finished_once_its_last_step_is_done_and_every_checkpoint_score
 def test_what_is_not_scored_yet_is_whole_and_without_scores_on_the_development_split(tmp_path):
     run = make_run(tmp_path, {1: 10.0, 10: None, 3: None, 5: None, 7: None})
     storage.delete(f"{run}/checkpoint-00000005/{checkpoint.STATE}")  # its writing was cut off
-    write_scores(run, 7, scores.table_of(checkpoint_rows(7, 20.0, split="test")), "test")
-    assert steps_of(history.unscored(run)) == [3, 7, 10]
+    write_scores(run, 7, scores.to_table(checkpoint_rows(7, 20.0, split="test")), "test")
+    assert steps_of(history.unscored_checkpoints(run)) == [3, 7, 10]
 
 
 def test_a_checkpoint_that_was_scored_on_other_data_alone_is_not_scored(tmp_path):
     run = make_run(tmp_path, {2: 10.0, 4: None})
-    write_scores(run, 4, scores.table_of(checkpoint_rows(4, 20.0, data="other")))
-    assert steps_of(history.unscored(run)) == [4] and not history.is_finished(run, 4)
-    write_scores(run, 4, scores.table_of(checkpoint_rows(4, 20.0)))
-    assert history.unscored(run) == [] and history.is_finished(run, 4)
+    write_scores(run, 4, scores.to_table(checkpoint_rows(4, 20.0, data="other")))
+    assert steps_of(history.unscored_checkpoints(run)) == [4] and not history.is_finished(run, 4)
+    write_scores(run, 4, scores.to_table(checkpoint_rows(4, 20.0)))
+    assert history.unscored_checkpoints(run) == [] and history.is_finished(run, 4)
 
 
 def test_keeps_the_last_the_best_and_what_is_not_scored_yet(tmp_path):
@@ -139,45 +133,24 @@ def test_a_run_s_pruning_leaves_a_copy_of_a_checkpoint_alone(tmp_path):
     assert not storage.exists(f"{run}/checkpoint-00000001/{checkpoint.STUDENT}")
 
 
-@pytest.mark.parametrize("split", ["train", "dev", "test"])
-def test_what_scoring_adds_goes_with_the_weights_and_a_users_files_stay(split):
-    ours = [scores.scores_file(split), history.grid_file(split)]
-    assert all(re.fullmatch(checkpoint.SCORED, name) for name in ours)
-    pictures = [f"{key}.{view}.{history.PICTURE}" for key in ("eval15-1", "a.b") for view in history.VIEWS]
-    assert all(re.fullmatch(history.PICTURES, name) for name in pictures)
-    strangers = [
-        "notes.txt",
-        "scores.parquet",
-        f"{ours[0]}.old",
-        "grid-mine.png",
-        "holiday.webp",
-        "low.webp",
-        ".DS_Store",
-    ]
-    assert not any(re.fullmatch(f"{checkpoint.SCORED}|{history.PICTURES}", name) for name in strangers)
-
-
 def moved_run(tmp_path):
     """A run of five checkpoints of which the last two were scored on a GPU, where the others would be better."""
     run = make_run(tmp_path, {1: 90.0, 2: 80.0, 3: 70.0, 4: None, 5: None}, steps=5, checkpoint={"keep_best": 1})
     for step, psnr in ((4, 40.0), (5, 30.0)):
-        write_scores(run, step, scores.table_of(checkpoint_rows(step, psnr, device="NVIDIA H100")))
+        write_scores(run, step, scores.to_table(checkpoint_rows(step, psnr, device="NVIDIA H100")))
     return run
 
 
 def test_a_run_that_moved_to_a_gpu_chooses_among_what_was_scored_there_until_the_rest_is_scored_again(tmp_path):
     run = moved_run(tmp_path)
     assert Run.load(run).chosen == "checkpoint-00000004"
-    assert (history.is_finished(run, 5), history.unscored(run)) == (True, [])
-    assert steps_of(history.unscored(run, "float32 on gpu")) == [1, 2, 3]
-    assert steps_of(history.unscored(run, "float32 on cpu")) == [4, 5]
+    assert (history.is_finished(run, 5), history.unscored_checkpoints(run)) == (True, [])
+    assert steps_of(history.unscored_checkpoints(run, "float32 on gpu")) == [1, 2, 3]
+    assert steps_of(history.unscored_checkpoints(run, "float32 on cpu")) == [4, 5]
     history.prune(config_of(run), scores.read_run(run))
     assert steps_of(checkpoint.complete_checkpoints(run)) == [1, 2, 3, 4, 5]
-    write_scores(run, 2, scores.table_of(checkpoint_rows(2, 80.0, device="NVIDIA H100")))
+    write_scores(run, 2, scores.to_table(checkpoint_rows(2, 80.0, device="NVIDIA H100")))
     assert Run.load(run).chosen == "checkpoint-00000002"
-
-
-# --- arms
 
 
 def runs_of(tmp_path, *settings):
@@ -207,9 +180,6 @@ def test_two_runs_of_one_arm_and_seed_are_refused(tmp_path):
     runs = runs_of(tmp_path, {"run": {"seed": 3}}, {"run": {"seed": 3, "max_failures": 9}})
     with pytest.raises(ValueError, match=r"r0 and .*/r1 have the same settings and seed; name one of them"):
         history.arms(runs)
-
-
-# --- a run as it lies in its folder
 
 
 def test_a_run_is_read_from_its_folder(tmp_path):
@@ -250,10 +220,10 @@ def test_damaged_records_and_stray_files_are_named_and_passed_over(tmp_path, cap
     assert (set(run.scores["step"]), run.chosen) == ({1, 3}, "checkpoint-00000003")
     assert list(run.pictures("checkpoint-00000003", "dev")) == ["train-7"]
     said = capsys.readouterr().out
-    assert "metrics.jsonl: passed over 6 of 8 lines that can't be read, the first is 2" in said
+    assert "metrics.jsonl: ignored 6 of 8 lines that can't be read, the first is 2" in said
     assert f"{url}/provenance.json: can't be read" in said and "checkpoint-00000001/provenance.json: can't be" in said
     assert "checkpoint-00000002/scores-dev.parquet: is not a table of scores" in said
-    assert all(name in said.partition("pictures-dev: passed over")[2] for name in STRANGERS)
+    assert all(name in said.partition("pictures-dev: ignored")[2] for name in STRANGERS)
     Run.load(url)
     assert capsys.readouterr().out == ""  # once is enough
 
@@ -263,7 +233,7 @@ def test_without_any_provenance_the_only_data_that_were_scored_choose(tmp_path):
     for name in ("", "checkpoint-00000001/", "checkpoint-00000002/"):
         storage.delete(f"{url}/{name}provenance.json")
     assert Run.load(url).chosen == "checkpoint-00000002"
-    write_scores(url, 1, scores.table_of(checkpoint_rows(1, 99.0, data="other")))
+    write_scores(url, 1, scores.to_table(checkpoint_rows(1, 99.0, data="other")))
     assert Run.load(url).chosen is None
 
 
@@ -271,8 +241,8 @@ def test_a_checkpoint_whose_scores_are_damaged_is_scored_again(tmp_path):
     run = make_run(tmp_path, {2: 10.0, 4: 20.0})
     file = f"{run}/checkpoint-00000004/scores-dev.parquet"
     storage.write_bytes(file, storage.read_bytes(file)[:-9])
-    assert steps_of(history.unscored(run)) == [4] and not history.is_finished(run, 4)
-    write_scores(run, 4, scores.table_of(checkpoint_rows(4, 25.0)))
+    assert steps_of(history.unscored_checkpoints(run)) == [4] and not history.is_finished(run, 4)
+    write_scores(run, 4, scores.to_table(checkpoint_rows(4, 25.0)))
     assert history.is_finished(run, 4)
     assert scores.means(scores.read(file)).loc["student", ("rgb_u8", "psnr")] == 25.0
     assert storage.exists(f"{file}.unreadable")
@@ -283,7 +253,7 @@ def test_a_run_that_has_only_begun_is_read_too(tmp_path):
     assert (run.metrics, len(run.scores), run.chosen) == ([], 0, None)
     assert run.scores_of("checkpoint-00000001", "dev").empty
     with pytest.raises(ValueError, match="run: no checkpoint could be scored"):
-        run.table("dev")
+        run_table(run, "dev")
 
 
 def test_a_folder_that_holds_no_run_is_refused(tmp_path):
@@ -298,9 +268,9 @@ def test_a_checkpoint_is_not_taken_for_a_run(tmp_path):
 
 def test_scores_of_a_checkpoint_are_those_on_the_run_s_own_data_or_on_the_test_data_scored_last(tmp_path):
     url = make_run(tmp_path, {1: 10.0, 2: 30.0})
-    write_scores(url, 1, scores.table_of(checkpoint_rows(1, 50.0, data="other")))
+    write_scores(url, 1, scores.to_table(checkpoint_rows(1, 50.0, data="other")))
     for data, psnr in (("one", 20.0), ("two", 25.0)):
-        write_scores(url, 1, scores.table_of(checkpoint_rows(1, psnr, split="test", data=data)), "test")
+        write_scores(url, 1, scores.to_table(checkpoint_rows(1, psnr, split="test", data=data)), "test")
 
     def psnr_of(name, split):
         rows = Run.load(url).scores_of(name, split)
@@ -314,24 +284,11 @@ def test_scores_of_a_checkpoint_are_those_on_the_run_s_own_data_or_on_the_test_d
 
 def test_the_table_of_a_run_is_the_chosen_checkpoint_s_beside_the_mean_of_the_last(tmp_path):
     run = Run.load(make_run(tmp_path, {1: 40.0, 2: 30.0, 3: 21.0}, evaluation={"last": 2}))
-    table = run.table("dev")
+    table = run_table(run, "dev")
     assert table.heading.startswith("checkpoint: checkpoint-00000001, split: dev")
     assert [row[:2] for row in table.rows[1:3]] == [["student", "40.00"], ["  mean of last 2", "25.50"]]
     with pytest.raises(ValueError, match="checkpoint-00000001 has not been scored on the test split"):
-        run.table("test")
-
-
-def test_pictures_of_a_checkpoint_by_image_and_view(tmp_path):
-    url = make_run(tmp_path, {1: 10.0})
-    folder = f"{url}/checkpoint-00000001/pictures-dev"
-    for name in ("train-7.low.webp", "train-7.error.webp", "train-a.b.clean.webp"):
-        storage.write_text(f"{folder}/{name}", "")
-    run = Run.load(url)
-    assert run.pictures("checkpoint-00000001", "dev") == {
-        "train-7": {"low": f"{folder}/train-7.low.webp", "error": f"{folder}/train-7.error.webp"},
-        "train-a.b": {"clean": f"{folder}/train-a.b.clean.webp"},
-    }
-    assert run.pictures("checkpoint-00000001", "test") == {}
+        run_table(run, "test")
 
 
 def test_the_ranking_bears_a_name_that_says_what_it_is():

@@ -16,11 +16,11 @@ from pipeline import storage
 from pipeline.run import lease
 
 ROOT = Path(__file__).parents[3]
-BEAT_S = 0.3
+HEARTBEAT_S = 0.3
 HOLD = """
 import sys, time
 from pipeline.run import lease
-lease.BEAT_S, lease.POLL_S = map(float, sys.argv[2:])
+lease.HEARTBEAT_S, lease.POLL_S = map(float, sys.argv[2:])
 try:
     with lease.hold(sys.argv[1]) as id:
         print("HELD", id, flush=True)
@@ -42,14 +42,17 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def _short_beats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "BEAT_S", BEAT_S)
-    monkeypatch.setattr(lease, "POLL_S", BEAT_S / 3)
+    monkeypatch.setattr(lease, "HEARTBEAT_S", HEARTBEAT_S)
+    monkeypatch.setattr(lease, "POLL_S", HEARTBEAT_S / 3)
 
 
 def start(run: str) -> "subprocess.Popen[str]":
     """A process that holds the lease, or says why it doesn't."""
     return subprocess.Popen(
-        [sys.executable, "-c", HOLD, run, str(BEAT_S), str(BEAT_S / 3)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD, run, str(HEARTBEAT_S), str(HEARTBEAT_S / 3)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -113,7 +116,7 @@ def test_a_process_of_another_machine_is_replaced_when_it_has_been_silent(
     write_holder(run, since="2026-11-25 12:01:33+00:00", pid=4711)
     began = time.monotonic()
     with lease.hold(run):
-        assert time.monotonic() - began >= lease.BEATS * BEAT_S
+        assert time.monotonic() - began >= lease.BEATS * HEARTBEAT_S
     told = capsys.readouterr().out
     assert told == (
         f"{run}: process 4711 of anna on node7 has trained this run since 2026-11-25 12:01:33+00:00; "
@@ -134,7 +137,7 @@ def test_who_finds_the_lease_taken_stops_and_leaves_it_alone(run: str) -> None:
     write_holder(run, since="2026-11-25 12:01:33+00:00", pid=4711)
     assert line(first) == (
         f"{run}: process 4711 of anna on node7 has trained this run since 2026-11-25 12:01:33+00:00 and took it over "
-        "from this process, which was silent for too long\n"
+        "from this process, which missed its heartbeats\n"
     )
     assert first.wait(20) == 2
     assert json.loads(storage.read_text(storage.join(run, lease.LEASE)))["host"] == "node7"
@@ -149,7 +152,7 @@ def test_a_lease_that_is_deleted_or_spoilt_is_written_again(run: str) -> None:
             deadline = time.monotonic() + 20
             while not (found := storage.read_version(where)) or not found[0] or json.loads(found[0])["id"] != held:
                 assert time.monotonic() < deadline
-                time.sleep(BEAT_S / 3)
+                time.sleep(HEARTBEAT_S / 3)
 
 
 def test_conditional_writes(run: str) -> None:

@@ -34,9 +34,9 @@ def test_a_table_reads_back_as_it_was_written(place):
         *score_rows({"student": {"a": 0.25, "b": None}}, "lpips", "alex", step=7, lpips_sha256="abc"),
     ]
     url = storage.join(place, "below/scores.parquet")
-    scores.write(url, scores.table_of(rows))
+    scores.write(url, scores.to_table(rows))
     table = scores.read(url)
-    pd.testing.assert_frame_equal(table, scores.table_of(rows))
+    pd.testing.assert_frame_equal(table, scores.to_table(rows))
     assert list(table["value"][:3]) == [12.5, math.inf, 0.25]
     assert math.isnan(table["value"][3])
     assert set(table["step"]) == {7}
@@ -61,7 +61,7 @@ def test_what_is_no_table_of_scores_is_refused_by_name(content, message, tmp_pat
 
 def test_a_byte_that_is_damaged_anywhere_is_noticed(tmp_path):
     path = tmp_path / "scores.parquet"
-    table = scores.table_of(checkpoint_rows(3, 20.0, lpips_sha256="w"))
+    table = scores.to_table(checkpoint_rows(3, 20.0, lpips_sha256="w"))
     scores.write(str(path), table)
     whole, silent = path.read_bytes(), []
     for place in range(0, len(whole), 61):
@@ -87,10 +87,10 @@ def test_new_rows_replace_those_of_the_same_kind_and_no_others(tmp_path):
     kinds = {"psnr": ("psnr", "rgb_u8"), "cidnet": ("psnr", "cidnet"), "lpips": ("lpips", "alex")}
     before = [score_rows({"input": {"a": 1.0}, "student": {"a": 2.0, "b": 3.0}}, *kind) for kind in kinds.values()]
     other = score_rows({"student": {"a": 50.0}}, data="other set")
-    scores.store(url, scores.table_of([row for part in [*before, other] for row in part]))
+    scores.store(url, scores.to_table([row for part in [*before, other] for row in part]))
     returned = scores.store(
         url,
-        scores.table_of(
+        scores.to_table(
             [
                 *score_rows({"student": {"a": 9.0}}),
                 *score_rows({"student": {"a": 8.0}}, "lpips", "alex", lpips_sha256="new"),
@@ -115,8 +115,8 @@ def test_new_rows_replace_those_of_the_same_kind_and_no_others(tmp_path):
 
 def test_the_scores_of_all_checkpoints_and_splits_are_put_together(place):
     run = make_run(place, {2: 20.0, 10: 30.0, 3: None})
-    write_scores(run, 10, scores.table_of(checkpoint_rows(10, 28.0, split="test")), "test")
-    table = scores.put_together(run)
+    write_scores(run, 10, scores.to_table(checkpoint_rows(10, 28.0, split="test")), "test")
+    table = scores.rebuild_run_table(run)
     psnr = table[(table["metric"] == "psnr") & (table["method"] == "student") & (table["key"] == "a")]
     assert values_of(psnr, "checkpoint", "step", "split") == {
         ("checkpoint-00000002", 2, "dev"): 19.0,
@@ -131,7 +131,7 @@ def test_the_scores_of_all_checkpoints_and_splits_are_put_together(place):
 
 def test_a_run_without_scores_has_an_empty_table_of_the_same_columns(tmp_path):
     run = make_run(tmp_path, {1: None})
-    assert scores.put_together(run).empty
+    assert scores.rebuild_run_table(run).empty
     assert list(scores.read(storage.join(run, scores.TABLE)).columns) == scores.SCHEMA.names
     assert scores.read_run(str(tmp_path / "nowhere")).empty
 
@@ -146,7 +146,7 @@ def test_means_over_the_images_by_method_and_column():
         *score_rows({"averaged": {"a": 0.5, "b": 0.7}, "input": {"a": 0.1, "b": 0.2}}, "ssim", "cidnet"),
         *score_rows({"averaged": {"a": 11.0, "b": 12.0}, "input": {"a": 1.0, "b": 2.0}}, "psnr", "basicsr_y"),
     ]
-    means = scores.means(scores.table_of(rows))
+    means = scores.means(scores.to_table(rows))
     # methods in the order of tables, protocols as they come, LPIPS last
     assert list(means.index) == ["input", "averaged"]
     columns = [("cidnet", "psnr"), ("cidnet", "ssim"), ("basicsr_y", "psnr"), ("vgg", "lpips")]
@@ -170,7 +170,7 @@ def test_a_mean_with_an_image_missing_is_no_number():
 @pytest.mark.parametrize(("count", "expected"), [(2, [20.0, 40.0]), (10, [10.0, 20.0, 40.0]), (1, [40.0])])
 def test_means_of_the_newest_by_step(count, expected):
     rows = [row for step, psnr in ((2000, 20.0), (1000, 10.0), (10_000, 40.0)) for row in checkpoint_rows(step, psnr)]
-    table = scores.table_of(rows)
+    table = scores.to_table(rows)
     newest = scores.means_of_newest(table, table[table["step"] == 1000], count)
     assert [means.loc["student", ("rgb_u8", "psnr")] for means in newest] == expected
 
@@ -186,8 +186,8 @@ def test_checkpoints_scored_otherwise_do_not_count_among_the_newest(changes):
             *score_rows(methods, "lpips", "alex", step=step, lpips_sha256=lpips_sha256, **others),
         ]
 
-    like = scores.table_of(rows(1, 10.0))
-    table = scores.table_of(rows(1, 10.0) + rows(2, 20.0) + rows(3, 30.0, **changes) + rows(4, 40.0, **changes))
+    like = scores.to_table(rows(1, 10.0))
+    table = scores.to_table(rows(1, 10.0) + rows(2, 20.0) + rows(3, 30.0, **changes) + rows(4, 40.0, **changes))
     newest = scores.means_of_newest(table, like, 2)
     assert [list(means.loc["student"]) for means in newest] == [[10.0, 10.0], [20.0, 20.0]]
 
@@ -196,7 +196,7 @@ def test_what_a_checkpoint_was_scored_by_besides_does_not_enter_the_means_of_the
     like = score_table({"student": {"a": 1.0}}, step=1)
     more = score_rows({"student": {"a": 2.0}}, step=2) + score_rows({"student": {"a": 9.0}}, "psnr", "cidnet", step=2)
     more += score_rows({"student": {"a": 50.0}}, step=2, data="other")
-    (means,) = scores.means_of_newest(scores.table_of(more), like, 5)
+    (means,) = scores.means_of_newest(scores.to_table(more), like, 5)
     assert (list(means.columns), means.loc["student"].item()) == ([("rgb_u8", "psnr")], 2.0)
 
 
@@ -206,7 +206,7 @@ def test_an_image_without_lpips_is_missed_among_the_newest_though_its_row_names_
         value, weights = (None, None) if broken else (0.3, "w")
         return found + score_rows({"student": {"b": value}}, "lpips", "alex", step=step, lpips_sha256=weights)
 
-    table = scores.table_of(rows(1, False) + rows(2, True))
+    table = scores.to_table(rows(1, False) + rows(2, True))
     whole, broken = scores.means_of_newest(table, table[table["step"] == 1], 5)
     assert whole.loc["student"].item() == pytest.approx(0.2)
     assert math.isnan(broken.loc["student"].item())
@@ -220,7 +220,7 @@ CPU, GPU = "float32 on cpu", "float32 on gpu"
 
 def covered_table(**lpips):
     methods = {"input": {"a": 1.0, "b": 1.0}, "student": {"a": 1.0, "b": 1.0}}
-    return scores.table_of(score_rows(methods) + score_rows(methods, "lpips", "alex", **{"lpips_sha256": "w", **lpips}))
+    return scores.to_table(score_rows(methods) + score_rows(methods, "lpips", "alex", **{"lpips_sha256": "w", **lpips}))
 
 
 def test_a_whole_table_covers_its_images_and_columns():
@@ -265,8 +265,8 @@ def test_what_was_computed_in_other_conditions_is_not_covered(column, value, cou
 
 
 def test_neither_an_empty_table_nor_an_image_that_one_method_lacks_is_covered():
-    assert not scores.covers(scores.table_of([]), ["a"], COLUMNS, "w", CPU)
-    assert not scores.covers(scores.table_of([]), ["a"], [], "w", CPU)
+    assert not scores.covers(scores.to_table([]), ["a"], COLUMNS, "w", CPU)
+    assert not scores.covers(scores.to_table([]), ["a"], [], "w", CPU)
     table = covered_table()
     failed = table["method"].eq("student") & table["key"].eq("b") & table["metric"].eq("psnr")
     assert not scores.covers(table.assign(reason=table["reason"].mask(failed, "died")), ["a", "b"], COLUMNS, "w", CPU)

@@ -154,7 +154,7 @@ def test_channels_last_lays_out_every_map_and_changes_nothing_else(zero_stage):
 
 
 def test_stage_3_is_refused_with_the_reason():
-    from pipeline.settings.training import OptimizerSettings
+    from pipeline.settings.optimizer import OptimizerSettings
 
     with pytest.raises(ValidationError, match="stage 3 shards the weights, which the teacher's average"):
         OptimizerSettings(zero_stage=3)

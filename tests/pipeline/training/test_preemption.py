@@ -24,9 +24,9 @@ def looks(heard):
         with (
             patch.object(preemption.ray.train, "get_preemption_info", return_value=info),
             patch.object(interruption, "requested", return_value=stop),
-            patch.object(preemption, "LOOK_S", 0),
+            patch.object(preemption, "POLL_S", 0),
         ):
-            results.append(told.look())
+            results.append(told.poll())
     return results
 
 

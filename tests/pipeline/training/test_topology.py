@@ -88,7 +88,7 @@ def test_every_node_is_asked_and_what_is_amiss_is_said_of_it_alone(
     with pytest.raises(ValueError) as error:
         node_checks.check_nodes([manifest], f"{bucket}/runs", CACHE, use_gpu=True)
     lines = str(error.value).split("\n  ")
-    assert lines[0] == "not all nodes of the Ray cluster can take part:"
+    assert lines[0] == "cluster preflight failed:"
     assert f"({ODD}): {bucket}/runs: cannot be read (" in lines[1] and "AWS_SECRET_ACCESS_KEY" in lines[1]
     assert f"({ODD}): /dev/null/{CACHE.name}: cannot be written to" in lines[2] and "data.cache-gib 0" in lines[2]
     assert lines[3].split() == ["package", "requirements.lock", "driver", "nodes"]
@@ -101,7 +101,7 @@ def test_every_node_is_asked_and_what_is_amiss_is_said_of_it_alone(
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_nodes_that_do_not_answer_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node_checks, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(node_checks, "TIMEOUT_S", 0.0)
     with pytest.raises(ValueError, match=r"\(127[^:]*\(127[^:]*: no answer in 0 s;"):
         node_checks.check_nodes([])
 

@@ -8,9 +8,11 @@ from pydantic import ValidationError
 from score_tables import make_run
 
 from pipeline import evaluate
-from pipeline.evaluate import EvaluateSettings, data_url, evaluation_settings, load_data, unique
+from pipeline.evaluate import unique
 from pipeline.evaluation.candidates import Candidate
-from pipeline.settings.evaluation import EvaluationSettings
+from pipeline.launch import scoring
+from pipeline.launch.scoring import choose_settings, data_url, load_data
+from pipeline.settings.evaluation import EvaluateSettings, EvaluationSettings
 
 PICTURES = Candidate("/pictures", None, None)
 
@@ -77,20 +79,20 @@ def test_a_run_s_data_set_that_was_moved_is_asked_for(candidate):
 
 
 def test_a_run_is_scored_by_its_own_settings_but_for_its_machines(candidate):
-    settings = evaluation_settings(EvaluateSettings.model_validate({"checkpoint": "/c"}), [candidate])
+    settings = choose_settings(EvaluateSettings.model_validate({"checkpoint": "/c"}), [candidate])
     assert (settings.protocols, settings.lpips, settings.tile) == (("cidnet", "rgb_u8"), "vgg", 512)
     assert (settings.actors, settings.gpus_per_actor) == (None, None)
 
 
 def test_what_is_given_overrides_the_run_s_settings_even_with_a_default(candidate):
     given = {"checkpoint": "/c", "evaluation": {"protocols": ["rgb_u8"], "lpips": "alex", "actors": 2}}
-    settings = evaluation_settings(EvaluateSettings.model_validate(given), [candidate])
+    settings = choose_settings(EvaluateSettings.model_validate(given), [candidate])
     assert (settings.protocols, settings.lpips, settings.tile, settings.actors) == (("rgb_u8",), "alex", 512, 2)
 
 
 def test_pictures_alone_are_scored_by_the_defaults(candidate):
     settings = EvaluateSettings.model_validate({"compare": ["/pictures", "/c"]})
-    assert evaluation_settings(settings, [PICTURES, PICTURES]) == EvaluationSettings()
+    assert choose_settings(settings, [PICTURES, PICTURES]) == EvaluationSettings()
 
 
 def test_names_that_are_not_unique_are_numbered():
@@ -101,8 +103,10 @@ def test_names_that_are_not_unique_are_numbered():
 def evaluated(tmp_path, monkeypatch):
     """Runs the command on two checkpoints whose scores are there, and returns what it writes for programs."""
     run = make_run(tmp_path, {4: 20.0, 5: 21.5})
-    monkeypatch.setattr(evaluate, "load_data", lambda settings, found: None)
-    monkeypatch.setattr(evaluate, "evaluate", lambda settings, found, manifest: [each.table("dev") for each in found])
+    monkeypatch.setattr(scoring, "load_data", lambda settings, found: None)
+    monkeypatch.setattr(
+        scoring, "score_candidates", lambda settings, found, manifest: [each.table("dev") for each in found]
+    )
     file = tmp_path / "made/for # it/scores.json"
 
     def evaluated(*options):
@@ -127,7 +131,7 @@ def test_the_printed_table_is_written_for_programs(evaluated, capsys):
 def test_a_comparison_is_written_with_its_differences(evaluated):
     document = evaluated("--compare", "RUN/checkpoint-00000004", "RUN/checkpoint-00000005")
     (difference,) = (each for each in document["numbers"] if "low" in each and each["metric"] == "psnr")
-    assert difference["row"] == "run/checkpoint-00000005 minus the first"
+    assert difference["row"] == "run/checkpoint-00000005 - reference"
     assert (difference["mean"], difference["low"], difference["high"]) == (1.5, 1.5, 1.5)
 
 

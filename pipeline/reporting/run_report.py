@@ -1,19 +1,21 @@
 """The report of a run, or of several beside each other, as one HTML page that needs nothing but itself."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
 
 from pipeline import storage
-from pipeline.reporting import comparison, page, run_summary, tables
+from pipeline.reporting import comparison, run_summary, tables
 from pipeline.reporting.figures import Line
-from pipeline.reporting.page import Album, View
+from pipeline.reporting.page import blocks
+from pipeline.reporting.page.blocks import Block, Chart, View, gather_charts
+from pipeline.reporting.page.render import render_page
 from pipeline.reporting.run_summary import NOT_LOSSES, PANELS, PICTURED
-from pipeline.run import history, scores
-from pipeline.run.history import PICTURE, Run
+from pipeline.run import history, record, scores
+from pipeline.run.history import Run
+from pipeline.run.pictures import BRIGHTEST_ERROR, EXTREMES, VIEWS
 from pipeline.run.scores import Table
 from pipeline.settings.config import Config
 from pipeline.settings.evaluation import SPLITS, Split
@@ -39,44 +41,45 @@ def render_report(runs: Sequence[Run]) -> str:
 
 
 def _render(run: Run) -> str:
-    album = Album(PICTURE)
     splits = [split for split in SPLITS if len(run_summary.scores_of_chosen(run, split))]
-    sections = {
+    sections: dict[str, list[Block]] = {
         "Scores": _score_tables(run, splits),
-        "Images": "".join(_images(run, split, album) for split in splits),
-        "Scores over steps": page.charts(_score_charts(run)),
-        "Training": page.charts(_training_charts(run)),
-        "Images over training": _images_over_training(run, album),
-        "Scores of each image": "".join(_image_scores(run, split) for split in splits),
+        "Images": [block for split in splits for block in _images(run, split)],
+        "Scores over steps": gather_charts(_score_charts(run)),
+        "Training": gather_charts(_training_charts(run)),
+        "Images over training": _images_over_training(run),
+        "Scores of each image": [_image_scores(run, split) for split in splits],
         "Settings": _settings(run.config),
-        "Provenance": page.names_table(_provenance(run)),
+        "Provenance": [blocks.Descriptions(_provenance(run))],
     }
-    reason = run_summary.stop_reason(run)
-    alarm = page.paragraph(f"Training stopped: {reason}", "alarm") if reason else ""
-    return page.render(run.name, page.paragraph(run_summary.progress(run), "state") + alarm, sections)
+    head = [blocks.Paragraph(run_summary.progress(run), "state")]
+    if reason := record.stop_reason(run.url):
+        head.append(blocks.Paragraph(f"Training stopped: {reason}", "alarm"))
+    return render_page(run.name, head, sections)
 
 
-def _score_tables(run: Run, splits: Sequence[Split]) -> str:
+def _score_tables(run: Run, splits: Sequence[Split]) -> list[Block]:
     if run.chosen is None:
-        return page.paragraph("No checkpoint of this run has been scored yet.")
+        return [blocks.Paragraph("No checkpoint of this run has been scored yet.")]
     settings = run.config.checkpoint
     rows = run.scores[(run.scores["split"] == "dev") & (run.scores["data"] == run.data)]
-    count, elsewhere = scores.as_newest(rows)["checkpoint"].nunique(), rows["checkpoint"].nunique()
+    count, elsewhere = scores.rows_like_newest(rows)["checkpoint"].nunique(), rows["checkpoint"].nunique()
     metric = run_summary.metric_name(settings.metric)
-    chosen = f"{run.chosen}, the best of {count} by the {metric} of its {settings.weights} weights on the dev split."
+    chosen = f"{run.chosen}, the best of {count} by the {metric} of its {settings.network} weights on the dev split."
     if elsewhere > count:
         chosen += f" {elsewhere - count} more were scored on another kind of device, before the run was moved."
-    return page.paragraph(chosen) + "".join(
-        page.text_table(run.table(split), f"On the {split} split") for split in splits
-    )
+    content: list[Block] = [blocks.Paragraph(chosen)]
+    for split in splits:
+        content += [blocks.Heading(f"On the {split} split"), tables.run_table(run, split)]
+    return content
 
 
-def _score_charts(run: Run) -> list[str]:
+def _score_charts(run: Run) -> list[Chart]:
     """Scores on the development split over steps, a figure for each protocol and metric."""
     if run.chosen is None:
         return []
     chosen = run_summary.scores_of_chosen(run, "dev")
-    means, of_chosen = run_summary.means_by_step(run_summary.scores_alike(run, "dev")), scores.means(chosen)
+    means, of_chosen = run_summary.means_by_step(run_summary.comparable_scores(run, "dev")), scores.means(chosen)
     trained = [method for method in of_chosen.index if method not in scores.BASELINES]
     charts = []
     for column in tables.shown_columns(chosen):
@@ -87,7 +90,7 @@ def _score_charts(run: Run) -> list[str]:
     return charts
 
 
-def _training_charts(run: Run) -> list[str]:
+def _training_charts(run: Run) -> list[Chart]:
     metrics = run_summary.metrics_by_step(run)
     losses = [Line(name, metrics[name]) for name in metrics if name not in NOT_LOSSES]
     return [run_summary.chart("Loss and its terms", losses, log=True)] + [
@@ -95,52 +98,52 @@ def _training_charts(run: Run) -> list[str]:
     ]
 
 
-def _images(run: Run, split: Split, album: Album) -> str:
+def _images(run: Run, split: Split) -> list[Block]:
     """The chosen checkpoint's worst and best images among those with pictures, to be compared."""
     assert run.chosen is not None
     rows, pictures = run_summary.scores_of_chosen(run, split), run.pictures(run.chosen, split)
     order = run_summary.best_first(run, split)
     shown = [key for key in order if "enhanced" in pictures.get(key, {})]
     if not shown:
-        return ""
+        return []
     metric = run_summary.metric_name(run.config.checkpoint.metric)
     note = (
         f"The worst images by {metric}, then the best, enhanced by the {PICTURED}. Drag the boundary or use arrow keys."
     )
-    content = page.paragraph(note, "note")
-    for key in dict.fromkeys([*reversed(shown[-history.EXTREMES :]), *shown[: history.EXTREMES]]):
-        content += f"<h3>{escape(f'{key}: rank {order.index(key) + 1} of {len(order)} on {split}')}</h3>"
-        content += _comparison_of_views(key, pictures[key], rows, album)
+    content: list[Block] = [blocks.Paragraph(note, "note")]
+    for key in dict.fromkeys([*reversed(shown[-EXTREMES:]), *shown[:EXTREMES]]):
+        content.append(blocks.Heading(f"{key}: rank {order.index(key) + 1} of {len(order)} on {split}"))
+        content.append(_comparison_of_views(key, pictures[key], rows))
     return content
 
 
-def _comparison_of_views(key: str, pictures: Mapping[str, str], rows: Table, album: Album) -> str:
+def _comparison_of_views(key: str, pictures: Mapping[str, str], rows: Table) -> blocks.Comparison:
     views = []
-    for name in history.VIEWS:
+    for name in VIEWS:
         if name in pictures and name != "error":
             caption = run_summary.caption(rows, key, METHODS[name]) if name in METHODS else ""
             views.append(View(TITLES.get(name, name), caption, storage.read_bytes(pictures[name])))
-    error = ""
+    error = None
     if "error" in pictures:
-        view = View("error", "mean absolute difference of enhanced and clean", storage.read_bytes(pictures["error"]))
-        error = album.figure(view, page.legend("0", f"{history.BRIGHTEST_ERROR} and more"))
+        caption, ends = "mean absolute difference of enhanced and clean", ("0", f"{BRIGHTEST_ERROR} and more")
+        error = View("error", caption, storage.read_bytes(pictures["error"]), ends)
     names = [view.name for view in views]
     left = [name for name in names if name != "clean"]
     right = [name for name in names if name in ("enhanced", "clean")]
-    return album.comparison(views, left, right, error, name=key)
+    return blocks.Comparison(key, views, left, right, error)
 
 
-def _images_over_training(run: Run, album: Album) -> str:
+def _images_over_training(run: Run) -> list[Block]:
     """What became of the same images: those that every checkpoint has pictures of, if it has any."""
     scored = run.scores[run.scores["split"] == "dev"].sort_values("step", kind="stable")["checkpoint"].unique()
     pictures = {name: run.pictures(name, "dev") for name in scored}
     pictures = {name: of_checkpoint for name, of_checkpoint in pictures.items() if of_checkpoint}
     if len(pictures) < 2:
-        return ""
+        return []
     keys = sorted(set.intersection(*(set(of_checkpoint) for of_checkpoint in pictures.values())))
     places = np.linspace(0, len(pictures) - 1, min(len(pictures), CHECKPOINTS_OVER_TRAINING)).round().astype(int)
     names = [list(pictures)[place] for place in places]
-    content = ""
+    content: list[Block] = []
     for key in keys[:IMAGES_OVER_TRAINING]:
         views = []
         for name in names:
@@ -151,11 +154,11 @@ def _images_over_training(run: Run, album: Album) -> str:
                 views.append(View(title, run_summary.caption(rows, key, PICTURED), picture))
         if "clean" in pictures[names[-1]][key]:
             views.append(View("clean", "", storage.read_bytes(pictures[names[-1]][key]["clean"])))
-        content += f"<h3>{escape(key)}</h3>{album.strip(views)}"
+        content += [blocks.Heading(key), blocks.Strip(views)]
     return content
 
 
-def _image_scores(run: Run, split: Split) -> str:
+def _image_scores(run: Run, split: Split) -> blocks.Details:
     """All of the chosen checkpoint's numbers on a split: a row for each image, what was trained first."""
     rows = run_summary.scores_of_chosen(run, split)
     values = rows.set_index(["key", "method", "protocol", "metric"])["value"].unstack(["method", "protocol", "metric"])
@@ -167,13 +170,13 @@ def _image_scores(run: Run, split: Split) -> str:
         [str(key), *(run_summary.number(of_image[name], name[-1]) for name in shown)]
         for key, of_image in values.iterrows()
     ]
-    table = page.rows_table(["image", *titles], cells, "sortable")
-    return page.details(f"{run.chosen} on {split}, {len(cells)} images", table)
+    table = blocks.Table(["image", *titles], cells, "sortable")
+    return blocks.Details(f"{run.chosen} on {split}, {len(cells)} images", [table])
 
 
-def _settings(config: Config) -> str:
-    table = page.rows_table(["setting", "value", "default"], _changed(config), "texts")
-    return f"{table}{page.details('All settings', f'<pre>{escape(config.to_yaml())}</pre>')}"
+def _settings(config: Config) -> list[Block]:
+    changed = blocks.Table(["setting", "value", "default"], _changed(config), "texts")
+    return [changed, blocks.Details("All settings", [blocks.Preformatted(config.to_yaml())])]
 
 
 def _changed(settings: BaseModel, prefix: str = "") -> list[list[str]]:

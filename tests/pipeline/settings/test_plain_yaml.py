@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from pipeline.evaluate import EvaluateSettings
-from pipeline.packing.darkening import DarkenSettings
-from pipeline.packing.packing import PackSettings
-from pipeline.packing.photographs import PhotographSettings
 from pipeline.settings import plain_yaml
 from pipeline.settings.command_line import add_options, argument_parser, normalise, parse_settings, user_errors
-from pipeline.settings.config import Config, parse_config, read_settings
+from pipeline.settings.config import Config
+from pipeline.settings.darkening import DarkenSettings, PhotographSettings
 from pipeline.settings.data import DataSettings
+from pipeline.settings.files import parse_config, read_settings
+from pipeline.settings.packing import PackSettings
 from tune.settings import SearchConfig
 
 MODELS = (Config, SearchConfig, EvaluateSettings, PackSettings, DarkenSettings, PhotographSettings)
@@ -28,7 +28,7 @@ TEXTS = [
 NAMES = ["2024-11-05", "0123", "1.10", "yes", "null", "0x1F", "1e3", "1_000".replace("_", "-"), "NaN", "off", "0o17"]
 
 
-NO_PATHS = {"run.name", "scene_pattern", "search.objectives", "search.storage"}
+NO_PATHS = {"run.name", "scene_pattern", "search.objectives", "search.database"}
 OF_EACH_NODE = {"data.cache"}
 
 
@@ -58,8 +58,8 @@ def typed(model, field, *words):
 def test_the_fields_of_text_are_found():
     found = {f"{model.__name__} {field}" for model, field, _ in FIELDS}
     assert found >= {
-        "Config run.name", "Config run.storage", "Config data.url", "Config data.extra_urls", "Config data.cache",
-        "Config evaluation.lpips_weights", "SearchConfig search.objectives", "SearchConfig search.storage",
+        "Config run.name", "Config run.root", "Config data.url", "Config data.extra_urls", "Config data.cache",
+        "Config evaluation.lpips_weights", "SearchConfig search.objectives", "SearchConfig search.database",
         "EvaluateSettings checkpoint", "EvaluateSettings images", "EvaluateSettings compare", "EvaluateSettings out",
         "EvaluateSettings data.url", "PackSettings source", "PackSettings out", "PackSettings scene_pattern",
         "DarkenSettings source", "DarkenSettings out", "PhotographSettings out",

@@ -10,23 +10,28 @@ import shutil
 import subprocess
 import sys
 from contextlib import asynccontextmanager, suppress
+from zlib import crc32
 
 import aiohttp
 import numpy as np
 import pandas as pd
 import pytest
-from pages import check_nesting, figures, rows_by_name, sections
+from pages import HOSTILE, check_nesting, figures, find_hostile, rows_by_name, sections, texts
 from PIL import Image
 
 from pipeline import report
-from pipeline.reporting import comparison, page
+from pipeline.reporting import comparison
 from pipeline.reporting.figures import MOST_POINTS, Line, draw
-from pipeline.reporting.report import render_report, write_report
-from pipeline.run import checkpoint, scores
-from pipeline.run.history import VIEWS, Run, arms, pictures_folder
+from pipeline.reporting.page.blocks import Table
+from pipeline.reporting.page.render import render_page
+from pipeline.reporting.run_report import render_report, write_report
+from pipeline.run import checkpoint, record, scores
+from pipeline.run.history import Run, arms
+from pipeline.run.pictures import VIEWS, pictures_folder
 from pipeline.settings.config import Config
 
 KEYS = ("22", "23", "55")
+FILE_NAME = HOSTILE.replace("/", "")
 WEIGHTS = "443c5bc3" + 56 * "0"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome is installed")
@@ -35,7 +40,7 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chr
 def make_run(folder, name="first", steps=300, seed=0, mirror=0.8, manifest="5e5e", **config):
     """A run's folder with settings and provenance and nothing else."""
     tree = {
-        "run": {"name": name, "storage": str(folder), "seed": seed},
+        "run": {"name": name, "root": str(folder), "seed": seed},
         "data": {"url": "/data"},
         "train": {"steps": steps},
         "objective": {"mirror_weight": mirror},
@@ -48,21 +53,32 @@ def make_run(folder, name="first", steps=300, seed=0, mirror=0.8, manifest="5e5e
     return run
 
 
-def add_scores(run, step, split="dev", shift=0.0, data="5e5e", lpips=True, special=None, device="cpu"):
+def add_scores(
+    run,
+    step,
+    split="dev",
+    shift=0.0,
+    data="5e5e",
+    lpips=True,
+    special=None,
+    device="cpu",
+    keys=KEYS,
+    reason="no <alex> here",
+):
     """Scores of a checkpoint; the student's PSNR is 20 dB and ``shift``, less for later images."""
     common = {"checkpoint": checkpoint.name_at(step), "step": step, "split": split, "data": data}
     common |= {"device": device, "precision": "float32"}
     rows = []
     for method, start in {"input": 7.0, "gamma": 14.0, "student": 20.0 + shift, "averaged": 21.0 + shift}.items():
-        for index, key in enumerate(KEYS):
+        for index, key in enumerate(keys):
             psnr = (special or {}).get((method, key), start - index)
             image = common | {"key": key, "method": method, "libraries": "torch 2"}
             rows.append(image | {"metric": "psnr", "protocol": "rgb_u8", "value": psnr})
             rows.append(image | {"metric": "ssim", "protocol": "rgb_u8", "value": psnr / 40})
-            distance = {"value": 0.1, "lpips_sha256": WEIGHTS} if lpips else {"value": None, "reason": "no <alex> here"}
+            distance = {"value": 0.1, "lpips_sha256": WEIGHTS} if lpips else {"value": None, "reason": reason}
             rows.append(image | {"metric": "lpips", "protocol": "alex", **distance})
     folder = run / checkpoint.name_at(step)
-    scores.write(str(folder / scores.scores_file(split)), scores.table_of(rows))
+    scores.write(str(folder / scores.scores_file(split)), scores.to_table(rows))
 
 
 def add_pictures(run, step, split="dev", keys=KEYS):
@@ -71,7 +87,7 @@ def add_pictures(run, step, split="dev", keys=KEYS):
     folder.mkdir(parents=True)
     for key in keys:
         for number, view in enumerate(VIEWS):
-            draw = np.random.default_rng([int(key), number, step if view in ("enhanced", "error") else 0])
+            draw = np.random.default_rng([crc32(key.encode()), number, step if view in ("enhanced", "error") else 0])
             picture = Image.fromarray(draw.integers(0, 255, (24, 32, 3), dtype=np.uint8))
             picture.save(folder / f"{key}.{view}.webp", "WEBP", quality=50)
 
@@ -187,7 +203,7 @@ def test_runs_without_scores_metrics_and_pictures_have_a_page(tmp_path, several)
 
 def test_why_a_run_stopped_is_said_first(tmp_path):
     run = make_run(tmp_path)
-    (run / checkpoint.STOPPED).write_text("10 steps <in> a row")
+    (run / record.STOPPED).write_text("10 steps <in> a row")
     add_metrics(run, records(7))
     assert "Training stopped: 10 steps &lt;in&gt; a row" in rendered(run).split("<section")[0]
     assert "first stopped: 10 steps &lt;in&gt; a row" in rendered(run, make_run(tmp_path, "second", seed=1))
@@ -228,7 +244,37 @@ def test_texts_from_files_are_escaped(tmp_path):
     assert html.count("<script>") == 1
     assert not any(tag in html for tag in ("/<b>", "<u>", "<s>", "<q>"))
     assert "&lt;q&gt;" in figures(html)["Loss and its terms"]
-    assert page.rows_table(["<i>"], [["<i>", "<i>"]]).count("&lt;i&gt;") == 3
+
+
+def hostile_run(folder, name, **settings):
+    """A run in which a script stands wherever there may be a text."""
+    run = make_run(folder, name, data={"url": f"/{HOSTILE}"}, **settings).rename(folder / f"{name}{FILE_NAME}")
+    provenance = {"git": HOSTILE, HOSTILE: {HOSTILE: HOSTILE}, "manifest_sha256": ["5e5e"]}
+    (run / checkpoint.PROVENANCE).write_text(json.dumps(provenance))
+    (run / record.STOPPED).write_text(HOSTILE)
+    add_metrics(run, [{"step": step, "loss": 1.0, HOSTILE: 2.0} for step in (1, 2)])
+    for step in (100, 200):
+        add_scores(run, step, keys=(HOSTILE, FILE_NAME), device=HOSTILE, lpips=False, reason=HOSTILE)
+        add_pictures(run, step, keys=(FILE_NAME,))
+    return run
+
+
+def test_no_text_of_a_run_becomes_a_part_of_its_page(tmp_path):
+    html = rendered(hostile_run(tmp_path, "one"))
+    assert find_hostile(html) == {"Scores", "Scores of each image", "Settings", "Provenance"}
+    head = texts(html.split("<section")[0])
+    assert f"Training stopped: {HOSTILE}" in head and f"one{FILE_NAME}" in head
+    shown = texts(sections(html)["Images"])
+    assert f"{FILE_NAME}: rank 2 of 2 on dev" in shown and f"boundary between the pictures {FILE_NAME}" in shown
+
+
+def test_no_text_of_several_runs_becomes_a_part_of_their_page(tmp_path):
+    runs = [Run.load(str(hostile_run(tmp_path, name, mirror=mirror))) for name, mirror in (("one", 0.8), ("two", 0.0))]
+    html = comparison.render({HOSTILE: {0: runs[0]}, f"not {HOSTILE}": {0: runs[1]}})
+    assert find_hostile(html) == {"Scores", "What differs", "Training", "An image by each arm", "Runs"}
+    head = texts(html.split("<section")[0])
+    assert all(f"{name}{FILE_NAME} stopped: {HOSTILE}" in head for name in ("one", "two"))
+    assert f"two{FILE_NAME}" in texts(sections(html)["Runs"])
 
 
 def test_a_step_recorded_twice_counts_once_and_long_logs_stay_small(tmp_path):
@@ -385,8 +431,8 @@ def test_in_a_browser_columns_of_words_and_of_numbers_sort(tmp_path):
         "mixed": ["", "3", "12", "late"],
     }
     file = tmp_path / "page.html"
-    table = page.rows_table([*columns], [*zip(*columns.values(), strict=True)], "sortable")
-    file.write_text(page.render("sorting", "", {"table": table}))
+    table = Table([*columns], [*zip(*columns.values(), strict=True)], "sortable")
+    file.write_text(render_page("sorting", [], {"table": [table]}))
     found = asyncio.run(asyncio.wait_for(sorted_columns(file, tmp_path / "profile"), 60))
     assert found == [each for order in orders.values() for each in (order, order[::-1])]
 
