@@ -8,6 +8,7 @@ from iaml.illumination import emphasis_map, luminance
 from iaml.metrics import score
 from iaml.mirror import mirror_loss
 from iaml.network import AutoEncoder, NetworkSettings
+from iaml.normalization import use_global_batch_norm
 from iaml.objective import Objective, ObjectiveSettings
 from iaml.settings import Settings
 from iaml.teacher_student import TeacherSettings, TeacherStudent
@@ -25,4 +26,5 @@ __all__ = [
     "luminance",
     "mirror_loss",
     "score",
+    "use_global_batch_norm",
 ]

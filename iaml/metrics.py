@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from iaml.similarity import structural_similarity
+from iaml.similarity import Window, structural_similarity
 
 Protocol = Literal[
     "rgb_u8", "retinexformer", "retinexformer_gtmean", "cidnet", "cidnet_gtmean", "basicsr_y", "skimage_default"
@@ -14,29 +14,29 @@ Protocol = Literal[
 
 
 @torch.no_grad()
-def score(prediction: Tensor, target: Tensor, protocol: Protocol = "rgb_u8") -> dict[str, Tensor]:
-    """PSNR in dB and SSIM of each prediction against its target.
+def score(prediction: Tensor, clean: Tensor, protocol: Protocol = "rgb_u8") -> dict[str, Tensor]:
+    """PSNR in dB and SSIM of each prediction against its clean image.
 
     Protocols (SSIM has a Gaussian window and is averaged over the channels, unless said otherwise):
         rgb_u8: both images as they would be saved, in 8 bits; PSNR over all pixels and channels, `inf` for
             equal images. Computed in float64.
         retinexformer: PSNR of the prediction before it is rounded, in float32, 100 for equal images; SSIM as
             rgb_u8.
-        retinexformer_gtmean: as retinexformer, of the prediction scaled to the target's mean brightness. Red
+        retinexformer_gtmean: as retinexformer, of the prediction scaled to the clean image's mean brightness. Red
             and blue change places in that brightness, as they do in the published scores.
         cidnet: the prediction truncated to 8 bits; PSNR in float32, about 128 for equal images; SSIM as
             rgb_u8.
-        cidnet_gtmean: as cidnet, of the truncated prediction scaled to the target's mean brightness.
+        cidnet_gtmean: as cidnet, of the truncated prediction scaled to the clean image's mean brightness.
         basicsr_y: as rgb_u8, of the luma alone, whose range of 16 to 235 is scored as if it were 0 to 255.
         skimage_default: PSNR as rgb_u8; SSIM with a uniform window, as scikit-image computes it by default.
 
-    The two `_gtmean` protocols look at the target before they score: their numbers are no measure of how well
+    The two `_gtmean` protocols look at the clean image before they score: their numbers are no measure of how well
     the brightness was found. A black prediction has no brightness to scale and stays black; the published
     programs divide by zero there.
 
     Args:
         prediction: (B, 3, H, W), float, RGB in [0, 1]; values outside are clamped. H and W at least 11.
-        target: as `prediction`: same shape, same device; levels of an 8-bit image divided by 255.
+        clean: as `prediction`: same shape, same device; levels of an 8-bit image divided by 255.
         protocol: how to score.
 
     Returns:
@@ -45,8 +45,8 @@ def score(prediction: Tensor, target: Tensor, protocol: Protocol = "rgb_u8") -> 
     Raises:
         ValueError: for an unknown protocol, or shapes or dtypes other than those above.
     """
-    _check(prediction, target)
-    psnr, ssim = _psnr_and_ssim(prediction, target, protocol)
+    _check(prediction, clean)
+    psnr, ssim = _psnr_and_ssim(prediction, clean, protocol)
     return {"psnr": psnr.double(), "ssim": ssim}
 
 
@@ -62,26 +62,28 @@ def eight_bit_levels(image: Tensor) -> Tensor:
     return (image.double().clamp(0, 1) * 255).round()
 
 
-def _psnr_and_ssim(prediction: Tensor, target: Tensor, protocol: Protocol) -> tuple[Tensor, Tensor]:
-    rounded, truth = eight_bit_levels(prediction), eight_bit_levels(target)
+def _psnr_and_ssim(prediction: Tensor, clean: Tensor, protocol: Protocol) -> tuple[Tensor, Tensor]:
+    rounded, clean_levels = eight_bit_levels(prediction), eight_bit_levels(clean)
     match protocol:
         case "rgb_u8":
-            return _psnr(rounded, truth), _ssim(rounded, truth)
+            return _psnr(rounded, clean_levels), _ssim(rounded, clean_levels)
         case "retinexformer":
-            return _psnr_of_floats(prediction, target), _ssim(rounded, truth)
+            return _psnr_of_floats(prediction, clean), _ssim(rounded, clean_levels)
         case "retinexformer_gtmean":
-            scaled = _with_mean_of(target.float(), prediction.float().clamp(0, 1), gray=_gray_of_floats, white=1)
-            return _psnr_of_floats(scaled, target), _ssim(eight_bit_levels(scaled), truth)
+            scaled = _with_mean_of(clean.float(), prediction.float().clamp(0, 1), gray=_gray_of_floats, white=1)
+            return _psnr_of_floats(scaled, clean), _ssim(eight_bit_levels(scaled), clean_levels)
         case "cidnet":
             truncated = _truncated_levels(prediction)
-            return _psnr_with_ceiling(truncated, truth), _ssim(truncated, truth)
+            return _psnr_with_ceiling(truncated, clean_levels), _ssim(truncated, clean_levels)
         case "cidnet_gtmean":
-            scaled = _with_mean_of(truth, _truncated_levels(prediction), gray=_gray_of_levels, white=255)
-            return _psnr_with_ceiling(scaled, truth), _ssim(scaled, truth)
+            scaled = _with_mean_of(clean_levels, _truncated_levels(prediction), gray=_gray_of_levels, white=255)
+            return _psnr_with_ceiling(scaled, clean_levels), _ssim(scaled, clean_levels)
         case "basicsr_y":
-            return _psnr(_luma(rounded), _luma(truth)), _ssim(_luma(rounded), _luma(truth))
+            return _psnr(_luma(rounded), _luma(clean_levels)), _ssim(_luma(rounded), _luma(clean_levels))
         case "skimage_default":
-            return _psnr(rounded, truth), structural_similarity(rounded, truth, data_range=255, window="uniform")
+            return _psnr(rounded, clean_levels), structural_similarity(
+                rounded, clean_levels, data_range=255, window="uniform"
+            )
         case _:
             raise ValueError(f"unknown protocol {protocol!r}: choose from {', '.join(get_args(Protocol))}")
 
@@ -91,9 +93,9 @@ def _psnr(a: Tensor, b: Tensor) -> Tensor:
     return 10 * torch.log10(255**2 / _mean_squared_error(a, b))
 
 
-def _psnr_of_floats(prediction: Tensor, target: Tensor) -> Tensor:
+def _psnr_of_floats(prediction: Tensor, clean: Tensor) -> Tensor:
     """Of images (B, 3, H, W), clamped to [0, 1], in float32, to (B,): 100 for equal images."""
-    mse = _mean_squared_error(prediction.float().clamp(0, 1), target.float().clamp(0, 1))
+    mse = _mean_squared_error(prediction.float().clamp(0, 1), clean.float().clamp(0, 1))
     return torch.where(mse == 0, 100, 10 * torch.log10(1 / mse))
 
 
@@ -106,9 +108,9 @@ def _mean_squared_error(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).square().mean(dim=(1, 2, 3))
 
 
-def _ssim(a: Tensor, b: Tensor) -> Tensor:
+def _ssim(a: Tensor, b: Tensor, window: Window = "gaussian") -> Tensor:
     """Of levels (B, C, H, W), float64, to (B,)."""
-    return structural_similarity(a, b, data_range=255)
+    return structural_similarity(a, b, data_range=255, window=window)
 
 
 def _truncated_levels(image: Tensor) -> Tensor:
@@ -120,10 +122,10 @@ def _truncated_levels(image: Tensor) -> Tensor:
     return (image.float().clamp(0, 1) * 255).floor().double()
 
 
-def _with_mean_of(target: Tensor, prediction: Tensor, *, gray: Callable[[Tensor], Tensor], white: float) -> Tensor:
-    """The prediction, (B, 3, H, W), scaled to the target's mean gray and clamped to [0, white]; black stays black."""
-    mean_target, mean_prediction = (gray(image).mean(dim=(1, 2)) for image in (target, prediction))
-    ratio = torch.where(mean_prediction == 0, 1, mean_target / mean_prediction)
+def _with_mean_of(clean: Tensor, prediction: Tensor, *, gray: Callable[[Tensor], Tensor], white: float) -> Tensor:
+    """The prediction, (B, 3, H, W), scaled to the clean image's mean gray and clamped to [0, white]; black stays black."""
+    mean_clean, mean_prediction = (gray(image).mean(dim=(1, 2)) for image in (clean, prediction))
+    ratio = torch.where(mean_prediction == 0, 1, mean_clean / mean_prediction)
     return (prediction * ratio[:, None, None, None]).clamp(0, white)
 
 
@@ -145,14 +147,14 @@ def _luma(levels: Tensor) -> Tensor:
     return (16 + (65.481 * red + 128.553 * green + 24.966 * blue) / 255)[:, None]
 
 
-def _check(prediction: Tensor, target: Tensor) -> None:
-    if prediction.shape != target.shape:
+def _check(prediction: Tensor, clean: Tensor) -> None:
+    if prediction.shape != clean.shape:
         raise ValueError(
-            f"the prediction is {tuple(prediction.shape)} and the target {tuple(target.shape)}: "
+            f"the prediction is {tuple(prediction.shape)} and the clean image {tuple(clean.shape)}: "
             "scores compare images of one shape, and nothing is resized"
         )
     if prediction.ndim != 4 or prediction.shape[1] != 3:
         raise ValueError(f"scores need (B, 3, H, W) images, not {tuple(prediction.shape)}")
-    for name, image in (("prediction", prediction), ("target", target)):
+    for name, image in (("prediction", prediction), ("clean image", clean)):
         if not image.is_floating_point():
             raise ValueError(f"the {name} is {image.dtype}: scores need float images in [0, 1]")

@@ -1,13 +1,12 @@
 """The auto-encoder: strided encoder, decoder with skip connections, CBAM attention, residual head."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from iaml.normalization import BatchNorm2d
 from iaml.settings import Settings
 
 ENCODER_CHANNELS = (64, 128, 256, 512, 512)
@@ -16,6 +15,9 @@ MIRROR_CHANNELS = (256, 128, 64, 32)
 HEAD_CHANNELS = 32
 SCALES = len(DECODER_CHANNELS)
 STRIDE = 2 ** len(ENCODER_CHANNELS)  # sides of the input must be multiples of this
+
+# what a level does in place of its layer's forward: the layer and its input (B, C, H, W) to the same shape
+Normalise = Callable[[nn.BatchNorm2d, Tensor], Tensor]
 
 
 class NetworkSettings(Settings):
@@ -64,28 +66,62 @@ class CBAM(nn.Sequential):
         super().__init__(ChannelAttention(channels), SpatialAttention())
 
 
+def apply_layer(layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """Normalise as the layer itself does, which is what each level does unless told otherwise."""
+    normalised: Tensor = layer(x)
+    return normalised
+
+
+class Block(nn.Sequential):
+    """A convolution, the normalisation of its ``channels`` maps, and what follows."""
+
+    def __init__(self, convolution: nn.Module, channels: int, *rest: nn.Module) -> None:
+        super().__init__(convolution, nn.BatchNorm2d(channels), *rest)
+
+    def forward(self, x: Tensor, normalise: Normalise = apply_layer) -> Tensor:
+        """(B, C, H, W) to (B, channels, H', W'), normalised by ``normalise``."""
+        convolution, layer, *rest = self
+        x = normalise(cast(nn.BatchNorm2d, layer), convolution(x))
+        for module in rest:
+            x = module(x)
+        return x
+
+
 class Encoder(nn.Module):
     """``S_E``: five levels, each half the size of the one before; attention on all but the first."""
 
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
-        self.levels = nn.ModuleList()
-        for index, (inside, outside) in enumerate(zip([3, *channels], channels, strict=False)):
-            level = nn.Sequential(
+        self.levels = nn.ModuleList(
+            Block(
                 nn.Conv2d(inside, outside, 3, stride=2, padding=1, bias=False),
-                BatchNorm2d(outside),
+                outside,
                 nn.LeakyReLU(0.2),
                 CBAM(outside) if index > 0 else nn.Identity(),
             )
-            self.levels.append(level)
+            for index, (inside, outside) in enumerate(zip([3, *channels], channels, strict=False))
+        )
 
-    def forward(self, image: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) in [0, 1] to five maps, finest (H/2, W/2) first; ``ValueError`` for other images."""
+    def forward(
+        self, image: Tensor, norms: Sequence[Normalise] = (apply_layer,) * len(ENCODER_CHANNELS)
+    ) -> list[Tensor]:
+        """The image's maps at each level.
+
+        Args:
+            image: RGB in [0, 1], float, shape (B, 3, H, W), H and W multiples of 32.
+            norms: how each level normalises; as its own layer does by default.
+
+        Returns:
+            Five maps, finest (H/2, W/2) first.
+
+        Raises:
+            ValueError: the image has another shape, or is not float.
+        """
         _check(image)
         pyramid = []
         x = image
-        for level in self.levels:
-            x = level(x)
+        for level, normalise in zip(self.levels, norms, strict=True):
+            x = level(x, normalise)
             pyramid.append(x)
         return pyramid
 
@@ -95,16 +131,17 @@ class DecoderLevel(nn.Module):
 
     def __init__(self, inside: int, outside: int, skip: int) -> None:
         super().__init__()
-        self.up = nn.Sequential(
+        self.up = Block(
             nn.ConvTranspose2d(inside, outside, 3, stride=2, padding=1, output_padding=1, bias=False),
-            BatchNorm2d(outside),
+            outside,
             nn.ReLU(),
         )
         self.attention = CBAM(outside + skip)
 
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+    def forward(self, x: Tensor, skip: Tensor, normalise: Normalise = apply_layer) -> Tensor:
         """(B, C, H, W) and the skip (B, S, 2H, 2W) to (B, outside + S, 2H, 2W)."""
-        return self.attention(torch.cat([self.up(x), skip], dim=1))  # type: ignore[no-any-return]
+        joined: Tensor = self.attention(torch.cat([self.up(x, normalise), skip], dim=1))
+        return joined
 
 
 class Head(nn.Module):
@@ -141,16 +178,24 @@ class Decoder(nn.Module):
         )
         self.head = head
 
-    def forward(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
-        """The encoder's maps to the features of each level, coarsest first."""
+    def forward(self, pyramid: Sequence[Tensor], norms: Sequence[Normalise] = (apply_layer,) * SCALES) -> list[Tensor]:
+        """The features of each level.
+
+        Args:
+            pyramid: the encoder's maps, finest first.
+            norms: how each level normalises; as its own layer does by default.
+
+        Returns:
+            Four maps (B, C_i, H/2^(5 - i), W/2^(5 - i)), coarsest first.
+        """
         *skips, x = pyramid
         features = []
-        for level, skip in zip(self.levels, reversed(skips), strict=True):
-            x = level(x, skip)
+        for level, skip, normalise in zip(self.levels, reversed(skips), norms, strict=True):
+            x = level(x, skip, normalise)
             features.append(x)
         return features
 
-    def mirrored(self, features: Sequence[Tensor]) -> list[Tensor]:
+    def mirror_maps(self, features: Sequence[Tensor]) -> list[Tensor]:
         """The maps ``u_i`` (or ``t_i``) that the mirror loss compares, coarsest first."""
         return [project(x) for project, x in zip(self.projections, features, strict=True)]
 
@@ -177,8 +222,8 @@ class AutoEncoder(nn.Module):
     def __init__(self, settings: NetworkSettings | None = None) -> None:
         super().__init__()
         self.settings = settings or NetworkSettings()
-        encoder, decoder, mirror = map(self._scaled, (ENCODER_CHANNELS, DECODER_CHANNELS, MIRROR_CHANNELS))
-        (head,) = self._scaled([HEAD_CHANNELS])
+        encoder, decoder, mirror = map(self._scale, (ENCODER_CHANNELS, DECODER_CHANNELS, MIRROR_CHANNELS))
+        (head,) = self._scale([HEAD_CHANNELS])
         self.encoder = Encoder(encoder)
         finest = decoder[-1] + encoder[0]
         self.decoder = Decoder(encoder, decoder, mirror, Head(finest, head, self.settings.head))
@@ -196,7 +241,8 @@ class AutoEncoder(nn.Module):
             ValueError: the image has another shape, or is not float.
         """
         features = self.decoder(self.encoder(image))
-        return self.decoder.head(features[-1], image)  # type: ignore[no-any-return]
+        enhanced: Tensor = self.decoder.head(features[-1], image)
+        return enhanced
 
-    def _scaled(self, channels: Sequence[int]) -> list[int]:
+    def _scale(self, channels: Sequence[int]) -> list[int]:
         return [max(round(count * self.settings.width), 4) for count in channels]

@@ -1,11 +1,12 @@
-"""Batch normalisation over all workers, and what it does for the teacher's clean images.
+"""Batch normalisation over all workers, and what normalises the teacher's clean images.
 
-The running statistics of the student's layers are learnt from low-light images. When the teacher runs
-the same layers on clean images those statistics do not fit, so three forms are offered (``TeacherNorm``).
+The network's layers are torch's own ``nn.BatchNorm2d``; ``use_global_batch_norm`` turns them into layers whose batch
+is that of all workers. Their running statistics are learnt from low-light images. When the teacher runs the same
+layers on clean images those statistics do not fit, so three forms are offered (``TeacherNorm``), each a function of a
+layer and its input, which ``Encoder`` and ``Decoder`` take as an argument.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import torch
@@ -15,53 +16,58 @@ from torch.nn import functional as F
 
 TeacherNorm = Literal["running", "batch", "separate"]
 PIXELS = (0, 2, 3)  # the dimensions that a channel's statistics span
+MOMENTUM = 0.1  # of RunningStatistics; nn.BatchNorm2d has the same
 
 
-class BatchNorm2d(nn.SyncBatchNorm):
-    """Batch normalisation whose batch is the global one, so that the number of workers changes nothing.
+def use_global_batch_norm(module: nn.Module) -> None:
+    """Make each ``nn.BatchNorm2d`` in ``module`` normalise by the batch of all workers instead of its own.
 
-    Torch's own ``SyncBatchNorm`` serves GPUs; this adds CPUs and the clean branch of the teacher.
-    All workers must see batches of the same shape.
+    The number of workers then changes nothing but rounding. Call it on each worker before training starts; with one
+    worker, and in evaluation mode, the layers do what they did. They stay the same objects with the same parameters
+    and buffers, so that optimizers, hooks and state dicts need not know. All workers must see batches of one shape.
+
+    Args:
+        module: changed in place, on any device.
     """
+    for layer in module.modules():
+        if type(layer) is nn.BatchNorm2d:
+            layer.__class__ = GlobalBatchNorm2d  # as torch's fully_shard does
 
-    clean: "tuple[TeacherNorm, RunningStatistics | None] | None" = None
+
+class GlobalBatchNorm2d(nn.SyncBatchNorm, nn.BatchNorm2d):
+    """Batch normalisation whose batch is the global one: on GPUs torch's ``SyncBatchNorm``, here for CPUs as well."""
+
+    process_group = None  # all workers
+    momentum: float
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (B, C, H, W) by channel."""
-        if self.clean is not None:
-            return self._forward_clean(x, *self.clean)
+        if not self.training or _world_size() == 1:
+            return nn.BatchNorm2d.forward(self, x)
         if x.is_cuda:
             return super().forward(x)
-        if not self.training or _world_size() == 1:
-            return nn.BatchNorm2d.forward(cast(nn.BatchNorm2d, self), x)
         mean, var = global_statistics(x)
-        assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
-        self._update(cast(Tensor, self.running_mean), cast(Tensor, self.running_var), x, mean, var)
-        normalise = cast(Callable[..., Tensor], _GlobalBatchNorm.apply)
+        _update(self.running_mean, self.running_var, mean, var, x, self.momentum)
+        normalise = cast(Callable[..., Tensor], _NormaliseByGlobalBatch.apply)
         return normalise(x, self.weight, self.bias, mean, var, self.eps)
 
-    def _forward_clean(self, x: Tensor, norm: TeacherNorm, own: "RunningStatistics | None") -> Tensor:
-        if norm == "running":
-            mean, var = cast(Tensor, self.running_mean), cast(Tensor, self.running_var)
-        elif norm == "batch":
-            mean, var = global_statistics(x)
-        else:
-            assert own is not None
-            if self.training:
-                self._update(own.mean, own.var, x, *global_statistics(x))
-            mean, var = own.mean, own.var
-        return F.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps)
 
-    def _update(self, running_mean: Tensor, running_var: Tensor, x: Tensor, mean: Tensor, var: Tensor) -> None:
-        assert self.momentum is not None
-        count = x.numel() // x.shape[1] * _world_size()
-        running_mean.lerp_(mean, self.momentum)
-        running_var.lerp_(var * count / (count - 1), self.momentum)
+def normalise_by_running(layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """Normalise (B, C, H, W) by the layer's running statistics, which stay as they are."""
+    return _normalise(layer, x, layer.running_mean, layer.running_var)
+
+
+def normalise_by_batch(layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """Normalise (B, C, H, W) by the global batch; the layer's running statistics stay as they are."""
+    return _normalise(layer, x, *global_statistics(x))
 
 
 class RunningStatistics(nn.Module):
-    """Running mean and variance of the clean images in one layer (``teacher_norm: separate``)."""
+    """Running mean and variance of the clean images in one layer, which normalise them (``teacher_norm: separate``)."""
 
     mean: Tensor
     var: Tensor
@@ -71,19 +77,11 @@ class RunningStatistics(nn.Module):
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("var", torch.ones(channels))
 
-
-@contextmanager
-def clean_branch(
-    layers: Sequence[BatchNorm2d], norm: TeacherNorm, own: Sequence[RunningStatistics] | None
-) -> Iterator[None]:
-    """Within, ``layers`` treat their input as clean images; their own running statistics are not written."""
-    for index, layer in enumerate(layers):
-        layer.clean = (norm, own[index] if own is not None else None)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.clean = None
+    def forward(self, layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
+        """Normalise (B, C, H, W); in training mode the global batch counts first, and for these statistics alone."""
+        if self.training:
+            _update(self.mean, self.var, *global_statistics(x), x, MOMENTUM)
+        return _normalise(layer, x, self.mean, self.var)
 
 
 @torch.no_grad()
@@ -100,7 +98,17 @@ def global_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variances.mean(dim=0) + (means - mean).square().mean(dim=0)
 
 
-class _GlobalBatchNorm(torch.autograd.Function):
+def _normalise(layer: nn.BatchNorm2d, x: Tensor, mean: Tensor | None, var: Tensor | None) -> Tensor:
+    return F.batch_norm(x, mean, var, layer.weight, layer.bias, eps=layer.eps)
+
+
+def _update(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, x: Tensor, momentum: float) -> None:
+    count = x.numel() // x.shape[1] * _world_size()
+    running_mean.lerp_(mean, momentum)
+    running_var.lerp_(var * count / (count - 1), momentum)
+
+
+class _NormaliseByGlobalBatch(torch.autograd.Function):
     """Normalisation by the statistics of all workers, with the gradient that flows through them."""
 
     @staticmethod

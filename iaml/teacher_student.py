@@ -11,10 +11,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from iaml.network import AutoEncoder, NetworkSettings
-from iaml.normalization import BatchNorm2d, RunningStatistics, TeacherNorm, clean_branch
+from iaml.network import ENCODER_CHANNELS, SCALES, AutoEncoder, NetworkSettings, Normalise
+from iaml.normalization import RunningStatistics, TeacherNorm, normalise_by_batch, normalise_by_running
 from iaml.objective import Objective, ObjectiveSettings
 from iaml.settings import Settings
+
+LEVELS = len(ENCODER_CHANNELS) + SCALES  # of encoder and decoder together; each normalises once
 
 
 class TeacherSettings(Settings):
@@ -58,9 +60,8 @@ class TeacherStudent(nn.Module):
         self.objective = Objective(objective or ObjectiveSettings())
         self.student = AutoEncoder(network)
         self.teacher_decoder = copy.deepcopy(self.student.decoder).float().requires_grad_(False)
-        self.clean_statistics = nn.ModuleList(
-            RunningStatistics(layer.num_features) for layer in self._teacher_norms() if self.settings.norm == "separate"
-        )
+        channels = self._channels() if self.settings.norm == "separate" else []
+        self.clean_statistics = nn.ModuleList(RunningStatistics(count) for count in channels)
         self.updates = 0
         self._freeze_unused_projections()
 
@@ -77,7 +78,7 @@ class TeacherStudent(nn.Module):
         features = self.student.decoder(self.student.encoder(low))
         prediction = self.student.decoder.head(features[-1], low)
         mirrors = self.objective.settings.mirror_weight > 0
-        student_maps = self.student.decoder.mirrored(features) if mirrors else []
+        student_maps = self.student.decoder.mirror_maps(features) if mirrors else []
         teacher_maps = self.teacher_maps(clean) if mirrors else []
         terms = self.objective.terms(prediction, low, clean, student_maps, teacher_maps)
         return {"loss": self.objective.total(terms), **{name: term.detach() for name, term in terms.items()}}
@@ -85,9 +86,9 @@ class TeacherStudent(nn.Module):
     @torch.no_grad()
     def teacher_maps(self, clean: Tensor) -> list[Tensor]:
         """``t_i``: the teacher's features of clean images, coarsest first, without gradient."""
-        own = list(self.clean_statistics) or None
-        with clean_branch(self._teacher_norms(), self.settings.norm, own):  # type: ignore[arg-type]
-            return self.teacher_decoder.mirrored(self.teacher_decoder(self.student.encoder(clean)))
+        norms = self._clean_norms()
+        pyramid = self.student.encoder(clean, norms[:-SCALES])
+        return self.teacher_decoder.mirror_maps(self.teacher_decoder(pyramid, norms[-SCALES:]))
 
     @property
     def ema_rate(self) -> float:
@@ -116,9 +117,20 @@ class TeacherStudent(nn.Module):
         averaged.decoder.load_state_dict(self.teacher_decoder.state_dict())
         return averaged
 
-    def _teacher_norms(self) -> list[BatchNorm2d]:
+    def _clean_norms(self) -> list[Normalise]:
+        """What normalises clean images at each level: the encoder's, then the decoder's."""
+        match self.settings.norm:
+            case "running":
+                return [normalise_by_running] * LEVELS
+            case "batch":
+                return [normalise_by_batch] * LEVELS
+            case "separate":
+                return list(self.clean_statistics)
+
+    def _channels(self) -> list[int]:
+        """How many channels each level normalises: the encoder's, then the decoder's."""
         modules = [*self.student.encoder.modules(), *self.teacher_decoder.modules()]
-        return [module for module in modules if isinstance(module, BatchNorm2d)]
+        return [module.num_features for module in modules if isinstance(module, nn.BatchNorm2d)]
 
     def _freeze_unused_projections(self) -> None:
         settings = self.objective.settings

@@ -20,7 +20,6 @@ WITHOUT = {
         (f"pipeline/settings/{name}.py" for name in ("checkpoint", "darkening", "data", "packing", "run", "train")),
         OPTIONS,
     ),
-    "iaml/normalization.py": "is tested as TeacherStudent and the engine use it",
     "iaml/settings.py": "is the base of all settings, which each of them tests",
     "iaml/objective.py": "is tested as TeacherStudent uses it",
     "pipeline/evaluation/validation.py": "needs Ray Train, which tests/test_commands.py and test_crashes.py start",

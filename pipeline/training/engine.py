@@ -11,7 +11,7 @@ import torch
 from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state
 from torch import Tensor
 
-from iaml import TeacherStudent
+from iaml import TeacherStudent, use_global_batch_norm
 from pipeline.settings.optimizer import OptimizerSettings
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # the state that Adam keeps for each parameter
@@ -62,13 +62,15 @@ class Engine:
     """A ``TeacherStudent`` under DeepSpeed.
 
     Args:
-        task: the method, already on its device, with the weights to start from.
+        task: the method, already on its device, with the weights to start from; from here on its batch normalisation
+            spans all workers.
         settings: optimizer, schedule and precision.
         micro_batch: samples of one worker in one forward pass.
         accumulation: forward passes for one optimizer step.
     """
 
     def __init__(self, task: TeacherStudent, settings: OptimizerSettings, micro_batch: int, accumulation: int) -> None:
+        use_global_batch_norm(task)
         self.task = task
         self._settings = settings
         self._trained = {name: value for name, value in task.named_parameters() if value.requires_grad}

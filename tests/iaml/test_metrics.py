@@ -234,7 +234,7 @@ def test_refuses_what_it_cannot_score() -> None:
         score(image, image[..., 1:])
     with pytest.raises(ValueError, match=r"\(B, 3, H, W\)"):
         score(image[0], image[0])
-    with pytest.raises(ValueError, match=r"target is torch\.uint8"):
+    with pytest.raises(ValueError, match=r"clean image is torch\.uint8"):
         score(image, image.byte())
     with pytest.raises(ValueError, match="choose from rgb_u8"):
         score(image, image, protocol="psnr_y")  # type: ignore[arg-type]

@@ -29,7 +29,7 @@ def test_full_width_has_the_published_cost():
             module.register_forward_hook(count)
     with torch.inference_mode():
         features = network.decoder(network.encoder(torch.rand(1, 3, 256, 256)))
-        network.decoder.mirrored(features)
+        network.decoder.mirror_maps(features)
         network.decoder.head(features[-1], torch.rand(1, 3, 256, 256))
     assert sum(macs) == pytest.approx(4.64e9, rel=0.005)
 
@@ -37,7 +37,7 @@ def test_full_width_has_the_published_cost():
 def test_mirrored_maps_have_the_published_channels_coarsest_first():
     network = AutoEncoder()
     with torch.inference_mode():
-        maps = network.decoder.mirrored(network.decoder(network.encoder(torch.rand(1, 3, 64, 96))))
+        maps = network.decoder.mirror_maps(network.decoder(network.encoder(torch.rand(1, 3, 64, 96))))
     assert [tuple(u.shape[1:]) for u in maps] == [(256, 4, 6), (128, 8, 12), (64, 16, 24), (32, 32, 48)]
 
 

@@ -117,7 +117,8 @@ def test_clean_images_are_normalised_as_the_settings_say(norm):
         statistics.mean.zero_(), statistics.var.fill_(1)
     expected = first_norm_statistics(task, norm)
     seen = []
-    hook = task.student.encoder.levels[0][1].register_forward_hook(lambda *arguments: seen.append(arguments[2]))
+    activation = task.student.encoder.levels[0][2]
+    hook = activation.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
     task.teacher_maps(batch()[1])
     hook.remove()
     assert np.allclose(seen[0].numpy(), expected, atol=1e-4)
