@@ -123,7 +123,7 @@ def _truncated_levels(image: Tensor) -> Tensor:
 
 
 def _with_mean_of(clean: Tensor, prediction: Tensor, *, gray: Callable[[Tensor], Tensor], white: float) -> Tensor:
-    """The prediction, (B, 3, H, W), scaled to the clean image's mean gray and clamped to [0, white]; black stays black."""
+    """The prediction, (B, 3, H, W), scaled to the clean one's mean gray, clamped to [0, white]; black stays black."""
     mean_clean, mean_prediction = (gray(image).mean(dim=(1, 2)) for image in (clean, prediction))
     ratio = torch.where(mean_prediction == 0, 1, mean_clean / mean_prediction)
     return (prediction * ratio[:, None, None, None]).clamp(0, white)

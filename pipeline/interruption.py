@@ -16,9 +16,8 @@ from types import FrameType
 from typing import TypeVar
 
 import ray
-from ray.experimental.internal_kv import _internal_kv_exists, _internal_kv_initialized, _internal_kv_put
 
-from pipeline import terminal
+from pipeline import ray_internals, terminal
 
 STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again later
 KEYBOARD_STATUS = 128 + signal.SIGINT  # what shells say of a command that Ctrl-C has ended
@@ -81,12 +80,12 @@ def run_shielded(call: Callable[[], Result]) -> Result:
 
 def request() -> None:
     """Ask this process's job to stop."""
-    _internal_kv_put(_key(), b"")
+    ray_internals.set_mark(_key())
 
 
 def requested() -> bool:
     """Whether this process's job is asked to stop; costs a call to Ray's head."""
-    return _internal_kv_initialized() and bool(_internal_kv_exists(_key()))
+    return ray.is_initialized() and ray_internals.has_mark(_key())
 
 
 def check() -> None:
@@ -101,5 +100,5 @@ def _begin_shutdown(by_hand: bool) -> None:
     request()
 
 
-def _key() -> bytes:
-    return f"iaml-interruption-{ray.get_runtime_context().get_job_id()}".encode()
+def _key() -> str:
+    return f"iaml-interruption-{ray.get_runtime_context().get_job_id()}"

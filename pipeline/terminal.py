@@ -21,14 +21,13 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from pipeline import storage
+from pipeline import ray_internals, storage
 
 LOG = "log.txt"
 MARK = "\x1e"  # between a worker's words to the user and what else they say
 UPLOAD_S = 60.0
 QUIET_S, LONGEST_S = 0.3, 3.0  # without a line, and in all, until it is taken that no more will come
 PLAIN_S = 30.0  # between two lines of a bar in a log
-HANDLER = "iaml"
 NAMES_SHOWN = 20
 COLUMNS = 80  # of a terminal that does not say
 
@@ -44,7 +43,7 @@ def log(text: str, *, live: str | None = None, score: str | None = None) -> None
     if _screen:
         _screen.log(text, live, score)
         return
-    extra = json.dumps({"live": live, "score": score}) if _is_worker() else ""
+    extra = json.dumps({"live": live, "score": score}) if ray_internals.is_worker() else ""
     for line in text.split("\n"):
         # Ray Train's own `print` would show it twice
         sys.stdout.write(f"{line}{MARK}{extra}\n" if extra else f"{line}\n")
@@ -115,34 +114,26 @@ def relay(*, shown: bool = True) -> Iterator[None]:
     Args:
         shown: whether what they say is shown; of many runs at a time it is not, since nobody could tell whose it is.
     """
-    from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
-    from ray._private.worker import filter_autoscaler_events
-
     screen = _screen
     assert screen is not None
     newest = time.monotonic()
 
-    def receive(batch: dict[str, Any]) -> None:
+    def receive(source: str, line: str) -> None:
         nonlocal newest
         newest = time.monotonic()
-        source = f"{batch.get('actor_name') or batch.get('task_name') or ''} pid={batch['pid']} ip={batch['ip']}"
-        is_autoscaler = batch["pid"] == "autoscaler"  # which prints all it knows every few seconds, some events apart
-        for line in filter_autoscaler_events(batch["lines"]) if is_autoscaler else batch["lines"]:
-            text, _, extra = line.partition(MARK)
-            screen.file.write(f"({source.strip()}) {text}")
-            if extra and shown:
-                with suppress(ValueError):  # Ray may have read half a line
-                    screen.show(text, **json.loads(extra))
+        text, _, extra = line.partition(MARK)
+        screen.file.write(f"({source}) {text}")
+        if extra and shown:
+            with suppress(ValueError):  # Ray may have read half a line
+                screen.show(text, **json.loads(extra))
 
-    dispatcher.remove_handler("ray_print_logs")
-    dispatcher.add_handler(HANDLER, receive)
-    try:
-        yield
-    finally:
-        deadline = time.monotonic() + LONGEST_S
-        while time.monotonic() < min(deadline, max(newest, deadline - LONGEST_S) + QUIET_S):
-            time.sleep(QUIET_S / 10)
-        dispatcher.remove_handler(HANDLER)
+    with ray_internals.redirect_worker_output(receive):
+        try:
+            yield
+        finally:
+            deadline = time.monotonic() + LONGEST_S
+            while time.monotonic() < min(deadline, max(newest, deadline - LONGEST_S) + QUIET_S):
+                time.sleep(QUIET_S / 10)
 
 
 def bullet_list(names: Iterable[str]) -> str:
@@ -264,12 +255,6 @@ class _Lines:
 
 
 _screen: _Screen | None = None  # while a session lasts
-
-
-def _is_worker() -> bool:
-    """Whether this is a process that Ray has started for a task or an actor."""
-    ray = sys.modules.get("ray")  # which takes long to import, and commands that do without it speak as well
-    return ray is not None and ray._private.worker.global_worker.mode == ray.WORKER_MODE
 
 
 def _turn_output(descriptors: Sequence[int]) -> None:

@@ -259,6 +259,11 @@ class Study:
         return trial.suggest_float(name, limits.low, limits.high, log=limits.log)
 
     def _handle(self, number: int) -> optuna.Trial:
+        """The trial of this number, with parameters to draw and attributes to set, whichever process began it.
+
+        Optuna (5.0.0) hands out such trials in public by ``ask`` alone, which begins new ones or those enqueued;
+        of others it gives frozen copies, whose id of the storage is private.
+        """
         return optuna.Trial(self._study, self._study.get_trials(deepcopy=False)[number]._trial_id)
 
     def _trial(self, trial: FrozenTrial) -> Trial:

@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import distributions
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 from ray._private.ray_constants import get_runtime_env_default_excludes
@@ -101,13 +102,8 @@ def check_places(command: Sequence[str]) -> None:
 def check_size(root: Path) -> None:
     """``ValueError`` when more would be uploaded than code."""
     sizes: Counter[str] = Counter()
-
-    def add(path: Path) -> None:
-        if path.is_file():
-            sizes[path.relative_to(root).parts[0]] += path.stat().st_size
-
-    # Ray's own walk, so that what is measured is what is uploaded: all but what .gitignore and .rayignore name
-    _dir_travel(root, [_get_excludes(root, get_runtime_env_default_excludes())], add, include_gitignore=True)
+    for path in files_to_upload(root):
+        sizes[path.relative_to(root).parts[0]] += path.stat().st_size
     if sizes.total() > MOST_MB * 1e6:
         largest = "".join(f"\n  {size / 1e6:7.1f} MB  {name}" for name, size in sizes.most_common(MOST_SHOWN))
         raise ValueError(
@@ -147,10 +143,27 @@ def installed() -> Versions:
 
 def on_cluster(client: JobSubmissionClient) -> Versions:
     """Versions of Ray and, if it is told, of Python on the cluster."""
-    # by the client's own requests, which bring the token along
-    versions = {"ray": client._do_request("GET", "/api/version").json()["ray_version"]}
-    told = client._do_request("GET", "/api/v0/cluster_metadata")
+    versions = {"ray": ask_dashboard(client, "/api/version").json()["ray_version"]}
+    told = ask_dashboard(client, "/api/v0/cluster_metadata")
     return versions | ({"python": told.json()["data"]["pythonVersion"]} if told.ok else {})
+
+
+def files_to_upload(root: Path) -> list[Path]:
+    """What Ray uploads of a folder as a job's working directory: all but what .gitignore and .rayignore name.
+
+    Ray (2.60.0) has no public function that tells; this is its own walk.
+    """
+    found: list[Path] = []
+    _dir_travel(root, [_get_excludes(root, get_runtime_env_default_excludes())], found.append, include_gitignore=True)
+    return [path for path in found if path.is_file()]
+
+
+def ask_dashboard(client: JobSubmissionClient, path: str) -> Any:
+    """The answer (of ``requests``) to a GET by the client's own means, which bring address, token and headers along.
+
+    Ray (2.60.0) has public methods for jobs alone.
+    """
+    return client._do_request("GET", path)
 
 
 def git_hash() -> str:

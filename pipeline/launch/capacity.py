@@ -8,11 +8,9 @@ import time
 from collections.abc import Mapping, Sequence
 
 import ray
-from ray._private.state import available_resources_per_node
 from ray.autoscaler.sdk import request_resources
-from ray.autoscaler.v2.utils import is_autoscaler_v2
 
-from pipeline import interruption, terminal
+from pipeline import interruption, ray_internals, terminal
 from pipeline.data.manifest import Manifest
 from pipeline.settings.config import AnyConfig, Config
 from pipeline.settings.evaluation import EvaluationSettings
@@ -137,7 +135,7 @@ def wait_for(parts: Sequence[dict[str, float]], limit_s: float | None = None) ->
     Raises:
         JobInterruptedError: the job is asked to stop.
     """
-    limit_s = AUTOSCALER_S * is_autoscaler_v2() if limit_s is None else limit_s
+    limit_s = AUTOSCALER_S * ray_internals.has_autoscaler() if limit_s is None else limit_s
     if not limit_s or _take(_nodes(), parts):
         return
     totals = {name: sum(part.get(name, 0.0) for part in parts) for name in ("CPU", "GPU")}
@@ -166,7 +164,7 @@ def check(cpus: float, gpus: float) -> None:
 
 def free_on_nodes() -> dict[str, dict[str, float]]:
     """What each node has that nothing takes, by resource, by the node's id."""
-    return {node: dict(free) for node, free in sorted(available_resources_per_node().items())}
+    return dict(sorted(ray_internals.free_resources_by_node().items()))
 
 
 def _nodes() -> dict[str, dict[str, float]]:

@@ -10,14 +10,9 @@ from contextlib import contextmanager
 import grpc
 import ray
 import ray.train
-from ray._private.grpc_utils import init_grpc_channel
-from ray._private.services import canonicalize_bootstrap_address
-from ray.core.generated.gcs_service_pb2 import CheckAliveRequest
-from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from ray.exceptions import RayError, RayTaskError
-from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
-from pipeline import interruption, terminal
+from pipeline import interruption, ray_internals, terminal
 
 LIMIT_S = 30.0  # Ray itself tries for a quarter of an hour
 SOCKET = "ray/session_2000-01-01_00-00-00_000000_0000000/sockets/plasma_store"  # the longest path below Ray's folder
@@ -113,7 +108,7 @@ def check_address(named: str) -> None:
     address = named
     if named == "auto":
         try:
-            address = canonicalize_bootstrap_address(named)
+            address = ray_internals.find_local_head()
         except ConnectionError as error:
             raise ValueError(f"RAY_ADDRESS=auto: no Ray runs on this machine; {HOW}") from error
     parts = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+):(\d{1,5})", address)
@@ -127,10 +122,10 @@ def check_address(named: str) -> None:
 
 def _problem(address: str, host: str, port: int) -> str:
     """Why no Ray head answers there within ``LIMIT_S``; empty when one does."""
-    with contextlib.closing(init_grpc_channel(address, [("grpc.enable_http_proxy", 0)])) as channel:
+    with contextlib.closing(ray_internals.open_head_channel(address)) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=LIMIT_S)
-            NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=LIMIT_S)
+            ray_internals.ask_head(channel, LIMIT_S)
         except grpc.FutureTimeoutError:
             try:
                 socket.create_connection((host, port), timeout=1).close()
@@ -152,13 +147,5 @@ def _last_line(error: BaseException) -> str:
 @contextmanager
 def propagate_address() -> Iterator[None]:
     """Within, Ray Train tells its processes of this Ray; they would look for any on the machine, and find several."""
-    before = os.environ.get("RAY_ADDRESS")
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
-    try:
+    with ray_internals.propagate_variable("RAY_ADDRESS", ray.get_runtime_context().gcs_address):
         yield
-    finally:
-        ENV_VARS_TO_PROPAGATE.discard("RAY_ADDRESS")
-        del os.environ["RAY_ADDRESS"]
-        if before is not None:
-            os.environ["RAY_ADDRESS"] = before

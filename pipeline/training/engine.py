@@ -20,8 +20,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # the state that Adam keeps for each parame
 class GuardedAdam(torch.optim.Adam):
     """Adam for ZeRO stage 0 that does what DeepSpeed's sharded optimizers do by themselves.
 
-    It clips by the global norm and skips a step whose gradients are not finite. The attribute names are
-    those that DeepSpeed's engine looks for.
+    It clips by the global norm and skips a step whose gradients are not finite.
     """
 
     overflow = False
@@ -35,10 +34,17 @@ class GuardedAdam(torch.optim.Adam):
         """Clip, check and step."""
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self._clip or math.inf)
-        self._global_grad_norm = float(norm)
-        self.overflow = not math.isfinite(self._global_grad_norm)
+        self._report_to_deepspeed(float(norm))
         if not self.overflow:
             super().step()
+
+    def _report_to_deepspeed(self, norm: float) -> None:
+        """Have ``get_global_grad_norm`` and ``was_step_applied`` of DeepSpeed's engine speak of this step.
+
+        The engine (0.19.8) looks for these two names; an optimizer of one's own has no public way to tell it.
+        """
+        self._global_grad_norm = norm
+        self.overflow = not math.isfinite(norm)
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,7 @@ class Engine:
         self._settings = settings
         self._trained = {name: value for name, value in task.named_parameters() if value.requires_grad}
         self._device = next(task.parameters()).device
-        # only DeepSpeed's inference uses this operator, which each CPU worker would compile when it starts
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        disable_shared_memory_operator()
         self._engine, *_ = deepspeed.initialize(
             args=arguments_for(self._device),
             model=task,
@@ -150,8 +155,7 @@ class Engine:
                 moments = {key: torch.zeros_like(value) for key in MOMENTS}
                 adam.state[value] = {"step": torch.tensor(float(steps)), **moments}
         if self._settings.zero_stage > 0:
-            zero._hp_optimizer_states_linked = False
-            zero._lazy_init_hp_params_optimizer_state()  # otherwise linked by the first step
+            link_moments(zero)
         return adam
 
     def _images(self, batch: Tensor) -> Tensor:
@@ -182,6 +186,23 @@ class Engine:
             },
             "steps_per_print": None,
         }
+
+
+def disable_shared_memory_operator() -> None:
+    """Keep each CPU worker from compiling an operator when it starts, which only DeepSpeed's inference uses.
+
+    DeepSpeed (0.19.8) has no option for it: it builds what this table says that the machine can.
+    """
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def link_moments(zero: Any) -> None:
+    """Have ``safe_get_full_optimizer_state`` and its counterpart reach the moments that ZeRO's Adam has now.
+
+    DeepSpeed (0.19.8) links them once, in its first step; no public function does it before, or for others.
+    """
+    zero._hp_optimizer_states_linked = False
+    zero._lazy_init_hp_params_optimizer_state()
 
 
 def arguments_for(device: torch.device) -> SimpleNamespace | None:

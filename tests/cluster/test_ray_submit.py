@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from unittest.mock import Mock
 
 import pytest
-from commands import ROOT, Command
+from commands import ROOT, Command, RayHead
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 VERSIONS = {"ray": "2.60.0", "python": "3.11.9"}
@@ -44,6 +45,20 @@ def test_places_that_all_nodes_may_see_are_not(submit: ModuleType) -> None:
     places = "--data.url s3://bucket/a_b --run.root=/runs --data.extra-urls [s3://a,/b] --compare ~/a file:///b"
     submit.check_places(["python", "pipeline/train.py", "--config", "lol_v1", *places.split(), "--run.name", "a"])
     submit.check_places(["python", "pipeline/pack.py", "--source", "/my set, [clean] # 1", "--out", "s3://bucket/a b"])
+
+
+def test_an_upgrade_of_ray_that_walks_the_working_directory_otherwise(submit: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / ".gitignore").write_text("runs/\n")
+    for name in ("pipeline/train.py", "runs/weights"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    found = {path.relative_to(tmp_path).as_posix() for path in submit.files_to_upload(tmp_path)}
+    assert found - {".gitignore"} == {"pipeline/train.py"}
+
+
+def test_an_upgrade_of_ray_whose_client_asks_its_dashboard_otherwise(submit: ModuleType, ray_head: RayHead) -> None:
+    client = submit.JobSubmissionClient(ray_head.dashboard)
+    assert submit.ask_dashboard(client, "/api/version").json()["ray_version"] == version("ray")
 
 
 def test_what_is_not_code_is_not_uploaded(submit: ModuleType, tmp_path: Path) -> None:

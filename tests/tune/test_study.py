@@ -610,3 +610,9 @@ def test_the_time_that_trials_were_run_is_kept(searches):
     assert searches.open(search__hours=1.0).seconds_left() == 1800
     assert searches.open(search__hours=0.25).seconds_left() == 0
     assert searches.open().seconds_left() is None
+
+
+def test_an_upgrade_of_optuna_that_names_the_id_of_a_trial_otherwise(searches):
+    number, _ = searches.open().next()
+    assert searches.open().record(number, 100, {"psnr": 20.0, "ssim": 0.5, "lpips": 0.3})  # another process's trial
+    assert searches.open().trial(number).scores[100]["psnr"] == 20.0

@@ -347,3 +347,9 @@ def test_reads_from_s3(s3: S3Server) -> None:
     for absent in (f"{bucket}/absent.pth", "s3://no-such-bucket-of-ours/alex.pth"):
         with pytest.raises(ValueError, match=f"{absent} cannot be read"):
             find_backbone("alex", absent)
+
+
+def test_an_upgrade_of_numpy_that_pickles_arrays_otherwise() -> None:
+    array = np.arange(6.0, dtype=np.float32).reshape(2, 3)
+    found = backbones._ArrayUnpickler(io.BytesIO(pickle.dumps({"bias": array}))).load()
+    assert np.array_equal(found["bias"], array) and found["bias"].dtype == np.float32

@@ -104,7 +104,7 @@ def test_what_fits_into_no_node_is_refused_rather_than_waited_for(monkeypatch, r
     nodes = [{"CPU": 4.0}] * 2
     monkeypatch.setattr(capacity, "free_on_nodes", lambda: {str(index): dict(node) for index, node in enumerate(nodes)})
     monkeypatch.setattr(capacity.ray, "nodes", lambda: nodes_of(*nodes))
-    monkeypatch.setattr(capacity, "is_autoscaler_v2", lambda: False)
+    monkeypatch.setattr(capacity.ray_internals, "has_autoscaler", lambda: False)
     monkeypatch.setattr(capacity.ray, "cluster_resources", lambda: {"CPU": 8.0})
     with pytest.raises(ValueError, match=message):
         capacity.choose_devices(config(run, **evaluation), [])
@@ -119,7 +119,7 @@ def requests(monkeypatch) -> list[Any]:
     asked: list[Any] = []
     monkeypatch.setattr(capacity, "request_resources", lambda bundles: asked.append(bundles))
     monkeypatch.setattr(capacity, "POLL_S", 0.01)
-    monkeypatch.setattr(capacity, "is_autoscaler_v2", lambda: True)
+    monkeypatch.setattr(capacity.ray_internals, "has_autoscaler", lambda: True)
     return asked
 
 
@@ -144,7 +144,7 @@ def test_the_wait_has_an_end(monkeypatch, requests) -> None:
     ids=["all is there", "none would come", "told not to"],
 )
 def test_nothing_is_waited_for_in_vain(monkeypatch, requests, capsys, nodes, autoscaler, limit_s) -> None:
-    monkeypatch.setattr(capacity, "is_autoscaler_v2", lambda: autoscaler)
+    monkeypatch.setattr(capacity.ray_internals, "has_autoscaler", lambda: autoscaler)
     monkeypatch.setattr(capacity.ray, "nodes", lambda: nodes_of(*nodes))
     capacity.wait_for(PARTS, limit_s)
     assert requests == [] and capsys.readouterr().out == ""

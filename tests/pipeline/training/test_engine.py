@@ -99,7 +99,17 @@ def test_continues_on_another_number_of_workers(zero_stage):
     assert largest_difference(whole["weights"], one["weights"]) < 1e-4
 
 
-def test_moments_load_on_every_zero_stage_to_the_last_bit():
+def test_an_upgrade_of_deepspeed_that_compiles_its_shared_memory_operator_in_spite_of_its_table():
+    from deepspeed.comm.torch import build_shm_op
+
+    from pipeline.training.engine import disable_shared_memory_operator
+
+    disable_shared_memory_operator()
+    assert build_shm_op() is None
+
+
+def test_an_upgrade_of_deepspeed_that_links_moments_otherwise():
+    """Moments load on every ZeRO stage, to the last bit."""
     for before in (0, 1, 2):
         half = run_workers(2, train, before, 1, 0, 2)[0]
         for after in (0, 1, 2):
@@ -117,6 +127,12 @@ def test_accumulation_takes_one_step_over_its_rounds(zero_stage):
     found = run_workers(2, train, zero_stage, 2, 0, 4)[0]
     assert found["updates"] == 4
     assert all(applied for _, _, applied in found["steps"])
+
+
+def test_an_upgrade_of_deepspeed_that_asks_an_optimizer_otherwise_how_its_step_went():
+    steps = run_workers(1, train, 0, 1, 0, 2, None, 1)[0]["steps"]
+    assert [applied for _, _, applied in steps] == [True, False]
+    assert steps[0][1] > 0 and not math.isfinite(steps[1][1])
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2])

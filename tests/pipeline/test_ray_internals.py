@@ -1,0 +1,96 @@
+"""What Ray gives in private alone: each test is named after the upgrade that would break it."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import ray
+from commands import ROOT, RayHead
+
+from pipeline import ray_internals
+
+PRINTER = """
+import ray, time
+from pipeline import ray_internals
+ray.init()
+lines = []
+with ray_internals.redirect_worker_output(lambda source, line: lines.append((source, line))):
+    ray.get(ray.remote(num_cpus=0)(lambda: print("from a task")).options(name="printer").remote())
+    deadline = time.monotonic() + 20
+    while not lines and time.monotonic() < deadline:
+        time.sleep(0.1)
+print(lines)
+"""
+
+
+def test_an_upgrade_of_ray_that_moves_its_key_value_store(driver) -> None:
+    key = f"test-{os.getpid()}"
+    look = ray.remote(num_cpus=0)(lambda: ray_internals.has_mark(key))
+    assert not ray_internals.has_mark(key) and not ray.get(look.remote())
+    ray_internals.set_mark(key)
+    assert ray_internals.has_mark(key) and ray.get(look.remote())
+
+
+def test_an_upgrade_of_ray_that_tells_drivers_from_workers_otherwise(driver) -> None:
+    assert not ray_internals.is_worker()
+    assert ray.get(ray.remote(num_cpus=0)(ray_internals.is_worker).remote())
+
+
+def test_an_upgrade_of_ray_that_counts_free_resources_otherwise(driver) -> None:
+    def free() -> float:
+        return sum(node.get("CPU", 0.0) for node in ray_internals.free_resources_by_node().values())
+
+    holder = ray.remote(num_cpus=1)(lambda: time.sleep(60)).remote()
+    try:
+        deadline = time.monotonic() + 20
+        while free() > ray.cluster_resources()["CPU"] - 1 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert free() == ray.cluster_resources()["CPU"] - 1
+        assert set(ray_internals.free_resources_by_node()) == {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    finally:
+        ray.cancel(holder, force=True)
+
+
+def test_an_upgrade_of_ray_that_reports_its_autoscaler_otherwise(driver) -> None:
+    assert ray_internals.has_autoscaler() is False
+
+
+def test_an_upgrade_of_ray_that_forwards_the_output_of_workers_otherwise(ray_head: RayHead) -> None:
+    environment = {**os.environ, "RAY_ADDRESS": ray_head.address}
+    command = [sys.executable, "-c", PRINTER]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    assert "'from a task')" in done.stdout.splitlines()[-1] and "printer pid=" in done.stdout
+    assert "from a task" not in done.stderr  # Ray's own printing is off
+
+
+def test_an_upgrade_of_ray_that_words_the_autoscalers_lines_otherwise(driver) -> None:
+    lines = ["======== Autoscaler status ========", ":event_summary:Resized to 4 CPUs.", "Demands: none"]
+    *tips, event = ray_internals.keep_autoscaler_events(lines)
+    assert event == "Resized to 4 CPUs." and all(tip.startswith("Tip: ") for tip in tips)
+
+
+def test_an_upgrade_of_ray_that_hands_variables_on_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.train.v2._internal.constants import get_env_vars_to_propagate
+
+    monkeypatch.setenv("IAML_TEST_VARIABLE", "before")
+    with ray_internals.propagate_variable("IAML_TEST_VARIABLE", "within"):
+        assert get_env_vars_to_propagate()["IAML_TEST_VARIABLE"] == "within"
+    assert "IAML_TEST_VARIABLE" not in get_env_vars_to_propagate() and os.environ["IAML_TEST_VARIABLE"] == "before"
+
+
+def test_an_upgrade_of_ray_that_finds_its_local_head_otherwise(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", list)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with pytest.raises(ConnectionError):
+        ray_internals.find_local_head()
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:4321")
+    assert ray_internals.find_local_head().endswith(":4321")
+
+
+def test_an_upgrade_of_ray_that_asks_its_head_otherwise(ray_head: RayHead) -> None:
+    with contextlib.closing(ray_internals.open_head_channel(ray_head.address)) as channel:
+        ray_internals.ask_head(channel, 20.0)
