@@ -5,7 +5,7 @@ python pipeline/ablate.py --config lol_v1 --data.url lol_v1/shards --arms no-mir
 """
 
 from pipeline import storage, terminal
-from pipeline.launch import ablation, many
+from pipeline.launch import ablation, concurrent_runs
 from pipeline.reporting.comparison import chosen_table
 from pipeline.reporting.run_report import REPORT, write_report
 from pipeline.run.history import Run, arms
@@ -32,7 +32,7 @@ def main() -> None:
         if options["at_once"] is not None and options["at_once"] < 1:
             raise ValueError(f"--at-once: must be at least 1, not {options['at_once']}")
         configs = ablation.configs_of(base, options["arms"], options["seeds"])
-        failed = many.train_all(configs, options["at_once"])
+        failed = concurrent_runs.train_all(configs, options["at_once"])
         if failed:
             reasons = "".join(f"\n  {name}: {reason}" for name, reason in failed.items())
             raise ValueError(

@@ -4,7 +4,7 @@ python pipeline/pack.py --source LOLdataset --out s3://bucket/lol_v1
 python pipeline/pack.py --source pairs --out shards --scene-pattern '^([0-9]+)_' --dev-fraction 0.2
 """
 
-from pipeline.packing.packing import pack
+from pipeline.packing.shard_writer import pack
 from pipeline.settings.command_line import parse_settings, user_errors
 from pipeline.settings.packing import PackSettings
 

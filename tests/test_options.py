@@ -35,8 +35,8 @@ from pipeline import ablate, darken, demo_photographs, evaluate, pack
 from pipeline.data.manifest import load_manifest
 from pipeline.evaluation import pool as pools
 from pipeline.launch import ablation, cluster, preflight, scoring, trainer
-from pipeline.packing import packing
 from pipeline.packing import photographs as photographs_module
+from pipeline.packing import shard_writer
 from pipeline.run import checkpoint
 from pipeline.settings.command_line import argument_parser
 from pipeline.settings.config import Config, differences
@@ -287,7 +287,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for path in (root / "black/train").glob("*/*.png"):
         Image.new("RGB", (72, 48)).save(path)
     urls["black"] = str(root / "shards")
-    packing.pack(PackSettings(source=root / "black", out=urls["black"]))
+    shard_writer.pack(PackSettings(source=root / "black", out=urls["black"]))
     return urls | {name: str(root / name) for name in ("runs", "elsewhere", "cache")}
 
 
@@ -578,16 +578,18 @@ ELSEWHERE = {
             "evaluate: evaluation.grid_images",
         ],
     },
-    "tests/pipeline/run/test_history.py": {
-        "test_keeps_the_last_the_best_and_what_is_not_scored_yet": [
-            "train: checkpoint.keep_last",
-            "train: checkpoint.keep_best",
-        ],
+    "tests/pipeline/run/test_ranking.py": {
         "test_ranks_by_the_metric_in_its_own_direction_and_puts_what_has_no_number_last": [
             "train: checkpoint.metric",
             "train: checkpoint.network",
         ],
         "test_the_first_protocol_ranks_and_the_test_split_does_not": ["train: evaluation.protocols"],
+    },
+    "tests/pipeline/run/test_history.py": {
+        "test_keeps_the_last_the_best_and_what_is_not_scored_yet": [
+            "train: checkpoint.keep_last",
+            "train: checkpoint.keep_best",
+        ],
         "test_the_table_of_a_run_is_the_chosen_checkpoint_s_beside_the_mean_of_the_last": ["train: evaluation.last"],
     },
     "tests/pipeline/evaluation/test_scorer.py": {

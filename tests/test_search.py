@@ -11,7 +11,7 @@ import yaml
 from commands import ROOT, copy_code, options
 from datasets import packed
 
-from pipeline.packing.packing import pack
+from pipeline.packing.shard_writer import pack
 from pipeline.settings.packing import PackSettings
 from tune import search
 

@@ -11,7 +11,7 @@ import ray
 
 from pipeline import interruption, storage, terminal
 from pipeline.data.manifest import Manifest
-from pipeline.launch import capacity, cluster, many, preflight
+from pipeline.launch import capacity, cluster, concurrent_runs, preflight
 from pipeline.launch.provenance import collect_provenance, find_initial_weights
 from pipeline.reporting.run_report import REPORT
 from pipeline.settings.command_line import argument_parser, user_errors
@@ -61,7 +61,7 @@ def search(config: SearchConfig, manifests: Sequence[Manifest], study: Study) ->
         fitted, concurrent = capacity.fit_to_cluster(config, manifests, config.search.concurrent)
         terminal.log("\n".join([fitted.to_yaml(), *space.notes(config)]))
         preflight.check_cluster(fitted, manifests)
-        training = many.Training(collect_provenance(manifests, find_initial_weights(config)), ray.put(lpips))
+        training = concurrent_runs.Training(collect_provenance(manifests, find_initial_weights(config)), ray.put(lpips))
         trials.run(fitted, study, training, concurrent)
         interruption.check()
     if not study.is_complete() and study.seconds_left() != 0:
@@ -75,7 +75,7 @@ def over_seeds(config: SearchConfig, study: Study) -> Conclusion | None:
         return None
     compared = [study.trial(0), *best]
     terminal.log(f"\nover seeds: {', '.join(conclusion.arm_name(trial.number) for trial in compared)}")
-    failed = many.train_all(conclusion.configs_over_seeds(config, compared), config.search.concurrent)
+    failed = concurrent_runs.train_all(conclusion.configs_over_seeds(config, compared), config.search.concurrent)
     for name, reason in failed.items():
         terminal.log(f"{name} failed: {reason}")
     return conclusion.conclude(config, compared)

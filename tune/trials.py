@@ -20,7 +20,7 @@ from ray.exceptions import RayError
 from ray.tune.search import Searcher
 
 from pipeline import interruption, storage, terminal
-from pipeline.launch import cluster, many
+from pipeline.launch import cluster, concurrent_runs
 from pipeline.run import scores
 from pipeline.run.checkpoint import step_of
 from pipeline.run.scores import scores_file
@@ -61,7 +61,7 @@ class TrialRun(tune.Trainable):  # type: ignore[misc]
         self._objectives = search.objectives
         self._seen: set[str] = set()
         self._has_scores = False
-        self._task = many.start(train, self._run, search.run.max_failures)
+        self._task = concurrent_runs.start(train, self._run, search.run.max_failures)
 
     def step(self) -> dict[str, Any]:
         """The next checkpoint's scores, or how the training ended, or nothing new.

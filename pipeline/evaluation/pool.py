@@ -22,8 +22,8 @@ from pipeline.images.codecs import read_rgb
 from pipeline.images.grid import image_grid
 from pipeline.run import checkpoint as checkpoints
 from pipeline.run import scores
-from pipeline.run.history import score_of_images
 from pipeline.run.pictures import EXTREMES, PICTURE, PICTURES, grid_file, pictures_folder
+from pipeline.run.ranking import score_of_images
 from pipeline.run.scores import Table, scores_file
 from pipeline.settings.evaluation import EvaluationSettings, Split
 

@@ -10,7 +10,8 @@ from pipeline.evaluation.failures import MachineError
 from pipeline.evaluation.pool import Pool
 from pipeline.interruption import JobInterruptedError
 from pipeline.run import scores
-from pipeline.run.history import prune, score_of_images
+from pipeline.run.history import prune
+from pipeline.run.ranking import score_of_images
 from pipeline.settings.config import Config
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from pipeline.reporting import tables
 from pipeline.reporting.figures import Line, draw
 from pipeline.reporting.page.blocks import Chart
-from pipeline.run import checkpoint, history, scores
+from pipeline.run import checkpoint, ranking, scores
 from pipeline.run.history import Run
 from pipeline.run.scores import Column, Table
 from pipeline.settings.evaluation import Split
@@ -61,7 +61,7 @@ def means_by_step(table: Table) -> pd.DataFrame:
 
 def best_first(run: Run, split: Split) -> list[str]:
     """The images by the chosen checkpoint's scores that rank it; those without a number come last."""
-    values = history.score_of_images(scores_of_chosen(run, split), run.config)
+    values = ranking.score_of_images(scores_of_chosen(run, split), run.config)
     return list(values.sort_values(ascending=not run.config.checkpoint.higher_is_better, kind="stable").index)
 
 

@@ -23,8 +23,8 @@ from pipeline.evaluation.validation import Validation
 from pipeline.launch import capacity, cluster, trainer
 from pipeline.launch.provenance import collect_provenance
 from pipeline.packing.darkening import darken_folder
-from pipeline.packing.packing import pack
 from pipeline.packing.photographs import export_photographs
+from pipeline.packing.shard_writer import pack
 from pipeline.run import lease
 from pipeline.run.record import read_metrics
 from pipeline.settings.command_line import user_errors

@@ -13,9 +13,9 @@ from PIL import Image, ImageOps
 
 from pipeline.images.codecs import encode_png, read_rgb, to_stored_png
 from pipeline.packing.darkening import darken_folder
-from pipeline.packing.packing import pack
 from pipeline.packing.pairing import PairPixels, find_pairs
 from pipeline.packing.photographs import export_photographs
+from pipeline.packing.shard_writer import pack
 from pipeline.settings.darkening import DarkenSettings
 from pipeline.settings.packing import PackSettings
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.packing.packing import pack
+from pipeline.packing.shard_writer import pack
 from pipeline.settings.packing import PackSettings
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from score_tables import draw_arms, make_run
 
-from pipeline.launch import many
+from pipeline.launch import concurrent_runs
 from tune import conclusion
 from tune import search as command
 from tune.settings import SearchConfig
@@ -60,7 +60,7 @@ def test_the_top_trials_are_trained_over_as_many_seeds_as_are_asked_for(tmp_path
     trials = [trial(3, 25.0), trial(0, 24.0), trial(1, 23.0), trial(2, 22.0)]
     study = SimpleNamespace(best=lambda: trials, trial=lambda number: trials[1])
     trained = []
-    monkeypatch.setattr(many, "train_all", lambda configs, concurrent: trained.extend(configs) or {})
+    monkeypatch.setattr(concurrent_runs, "train_all", lambda configs, concurrent: trained.extend(configs) or {})
     monkeypatch.setattr(conclusion, "conclude", lambda config, compared: None)
     command.over_seeds(config_of(tmp_path, top=2, seeds=4), study)
     assert {run.run.name.split("-seed")[0] for run in trained} == {"trial-0000", "trial-0001", "trial-0003"}

@@ -21,7 +21,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from pipeline import interruption, storage
 from pipeline.interruption import JobInterruptedError
-from pipeline.launch import capacity, many, preflight
+from pipeline.launch import capacity, concurrent_runs, preflight
 from pipeline.launch.provenance import collect_provenance
 from pipeline.launch.trainer import TrainingStoppedError
 from pipeline.run import checkpoint, scores
@@ -255,7 +255,7 @@ def test_a_stopped_trial_gives_back_its_resources_at_once(room_for_one, shards, 
     study = Study(config, [manifest.checksum for manifest in manifests])
     config, concurrent = capacity.fit_to_cluster(config, manifests)
     assert concurrent == 1
-    training = many.Training(collect_provenance(manifests), ray.put("no LPIPS in this test"))
+    training = concurrent_runs.Training(collect_provenance(manifests), ray.put("no LPIPS in this test"))
     trials.run(config, study, training, concurrent)
     assert ended(study) == {0: "pruned", 1: "finished"}
     assert list(study.trial(0).scores) == [200]

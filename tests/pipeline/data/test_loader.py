@@ -15,7 +15,7 @@ from PIL import Image
 from pipeline.data.loader import Loader
 from pipeline.data.manifest import load_manifest
 from pipeline.data.order import WorkerShare
-from pipeline.packing.packing import pack
+from pipeline.packing.shard_writer import pack
 from pipeline.settings.data import DataSettings
 from pipeline.settings.packing import PackSettings
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from source_pairs import add_pair, all_pairs, settings
 
 from pipeline.data.manifest import load_manifest
-from pipeline.packing.packing import pack
+from pipeline.packing.shard_writer import pack
 from pipeline.settings.packing import PackSettings
 
 REAL_PAIRS = Path(__file__).parents[4] / "shared/data/lol-v1-part"

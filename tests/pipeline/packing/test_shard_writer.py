@@ -17,7 +17,7 @@ from source_pairs import add_pair, all_pairs, scene_image, settings
 from pipeline import storage
 from pipeline.data.manifest import load_manifest
 from pipeline.images.codecs import read_rgb, to_stored_png
-from pipeline.packing.packing import pack
+from pipeline.packing.shard_writer import pack
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -139,7 +139,7 @@ def test_an_interrupted_packing_can_be_repeated_but_not_mixed(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("pipeline.packing.packing.write_manifest", lambda url, shards, pairs: 1 / 0)
+        patched.setattr("pipeline.packing.shard_writer.write_manifest", lambda url, shards, pairs: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             pack(settings(source))
     assert not (tmp_path / "out/manifest.parquet").exists()

@@ -34,7 +34,7 @@ from pipeline.data.manifest import (
 )
 from pipeline.images.codecs import read_image, to_stored_png
 from pipeline.packing.pairing import PairPaths, find_pairs, unoriented_warning
-from pipeline.packing.scenes import CheckedPair, Plan, explain_missing_dev_split, plan_shards
+from pipeline.packing.splits import CheckedPair, Plan, explain_missing_dev_split, plan_shards
 from pipeline.settings.packing import PackSettings
 from pipeline.terminal import bar, bullet_list
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.launch import capacity, cluster, many, preflight
+from pipeline.launch import capacity, cluster, concurrent_runs, preflight
 from pipeline.run import record
 from pipeline.settings.config import Config
 
@@ -37,15 +37,15 @@ def test_devices_are_decided_once_for_all_runs(monkeypatch: pytest.MonkeyPatch) 
         (preflight, "check_scores"),
         (preflight, "check_cluster"),
         (record, "check_run"),
-        (many, "collect_provenance"),
+        (concurrent_runs, "collect_provenance"),
     ):
         monkeypatch.setattr(module, name, lambda *arguments: None)
     monkeypatch.setattr(capacity, "count_runs", lambda config: 2)
     monkeypatch.setattr(cluster, "session", lambda *arguments, **options: nullcontext())
     monkeypatch.setattr(capacity, "choose_devices", decide)
-    monkeypatch.setattr(many.ray, "put", lambda value: value)
-    monkeypatch.setattr(many, "_in_turn", in_turn)
-    assert many.train_all([config("a"), config("b", tile=512), config("c")], concurrent=2) == {}
+    monkeypatch.setattr(concurrent_runs.ray, "put", lambda value: value)
+    monkeypatch.setattr(concurrent_runs, "_in_turn", in_turn)
+    assert concurrent_runs.train_all([config("a"), config("b", tile=512), config("c")], concurrent=2) == {}
     assert [each.run.name for each in started] == ["a", "b", "c"]
     devices = [(each.run.use_gpu, each.evaluation.gpus_per_actor, each.evaluation.actors) for each in started]
     assert devices == [(True, 0.5, 2)] * 3
