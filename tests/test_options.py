@@ -668,10 +668,12 @@ ELSEWHERE = {
             "search: search.learning_rate",
         ],
     },
+    "tests/tune/test_pruning.py": {
+        "test_with_one_objective_it_is_successive_halving": ["search: search.reduction"],
+    },
     "tests/tune/test_study.py": {
         "test_no_more_trials_than_asked_for_however_they_ended": ["search: search.trials"],
         "test_of_two_objectives_the_front_comes_first_and_then_who_is_least_dominated": ["search: search.objectives"],
-        "test_with_one_objective_it_is_successive_halving": ["search: search.reduction"],
         "test_two_searches_share_a_database": ["search: search.database"],
     },
     "tests/tune/test_trials.py": {

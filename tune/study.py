@@ -72,7 +72,7 @@ class Study:
     """
 
     def __init__(self, config: SearchConfig, data: Sequence[str]) -> None:
-        self._config = config
+        self.config = config
         self._distributions = space.distributions(config)
         self._study = _open_study(config)
         self._claim(_identity(config, data))
@@ -87,7 +87,7 @@ class Study:
         """
         if self._waiting:
             trial = self._handle(self._waiting.pop(0))
-        elif len(self.trials()) < self._config.search.trials:
+        elif len(self.trials()) < self.config.search.trials:
             trial = self._study.ask()
         else:
             return None
@@ -101,26 +101,11 @@ class Study:
             return False
         handle = self._handle(number)
         known = {**trial.scores, step: scores}
-        if len(self._config.objectives) == 1:  # Optuna knows no others; its dashboard shows them
+        if len(self.config.objectives) == 1:  # Optuna knows no others; its dashboard shows them
             (value,) = self._values(known, self._chosen(known))
             handle.report(value, step)
         handle.set_user_attr(SCORES, {str(each): known[each] for each in sorted(known)})
         return True
-
-    def should_prune(self, number: int) -> bool:
-        """Whether the trial has come to a rung where too many others did better; the first trial never is.
-
-        Of ``n`` trials that have come to a rung, one that at least ``n / reduction`` dominate goes no further: with
-        one objective this is asynchronous successive halving (Li et al., arXiv 1810.05934).
-        """
-        reduction = self._config.search.reduction
-        mine = self.trial(number)
-        step = max(mine.scores, default=0)
-        if number == 0 or reduction is None or step not in self._config.rungs:
-            return False
-        there = [self._values_at(trial, step) for trial in self.trials() if step in trial.scores]
-        better = sum(dominates(other, self._values_at(mine, step), self._config.objectives) for other in there)
-        return better >= len(there) / reduction
 
     def finish(self, number: int) -> None:
         """The trial ran to its end, and all its checkpoints are scored."""
@@ -150,7 +135,7 @@ class Study:
                 time.sleep(1)
             now = self._study.user_attrs.get(DRIVER)
             if now not in (None, other):
-                raise ValueError(f"{self._config.run.name}: {name} runs this search; stop it first")
+                raise ValueError(f"{self.config.run.name}: {name} runs this search; stop it first")
             self._waiting = self._left_running()
         self.heartbeat(0.0)
 
@@ -167,11 +152,11 @@ class Study:
     def is_complete(self) -> bool:
         """Whether there are as many trials as were asked for, and all have ended."""
         trials = self.trials()
-        return len(trials) >= self._config.search.trials and all(trial.state != "running" for trial in trials)
+        return len(trials) >= self.config.search.trials and all(trial.state != "running" for trial in trials)
 
     def seconds_left(self) -> float | None:
         """What is left of ``search.hours``; none when there is no limit."""
-        hours = self._config.search.hours
+        hours = self.config.search.hours
         return None if hours is None else max(0.0, hours * 3600 - self.seconds)
 
     @property
@@ -197,7 +182,7 @@ class Study:
 
     def _finished_in_order(self) -> list[tuple[int, float, Trial]]:
         """Each finished trial after the number of those that dominate it and its first value, lower being better."""
-        objectives = self._config.objectives
+        objectives = self.config.objectives
         sign = -1 if objectives[0].direction == "maximize" else 1
         finished = [
             (trial.values, trial) for trial in self.trials() if trial.state == "finished" and trial.values is not None
@@ -208,13 +193,18 @@ class Study:
         ]
         return sorted(placed, key=lambda place: place[:2])
 
+    def values_at(self, trial: Trial, rung: int) -> Values:
+        """The values of the best checkpoint of a trial up to the step ``rung``."""
+        known = {step: each for step, each in trial.scores.items() if step <= rung}
+        return self._values(known, self._chosen(known))
+
     def importances(self) -> list[dict[str, float]]:
         """How much each parameter decides whether a trial is among the best, for each objective, in parts of 1.
 
         By PED-ANOVA (Watanabe et al., arXiv 2304.10255) over the order of the trials, for which values need not be of
         the same step; empty where there are too few.
         """
-        return [self._importances(index) for index in range(len(self._config.objectives))]
+        return [self._importances(index) for index in range(len(self.config.objectives))]
 
     def _importances(self, index: int) -> dict[str, float]:
         order = self._in_order(index)
@@ -231,7 +221,7 @@ class Study:
 
     def _in_order(self, index: int) -> list[Trial]:
         """Trials that ended with scores, best first by one objective; behind those that finished, the later pruned."""
-        sign = -1 if self._config.objectives[index].direction == "maximize" else 1
+        sign = -1 if self.config.objectives[index].direction == "maximize" else 1
         ended = [trial for trial in self.trials() if trial.state in ("finished", "pruned") and trial.values]
         return sorted(
             ended, key=lambda trial: (-max(trial.scores), sign * trial.values[index] if trial.values else 0.0)
@@ -248,11 +238,11 @@ class Study:
         elif before != identity:
             found = [f"  {name}: {old} before, {new} now" for name, old, new in differences(before, identity)]
             raise ValueError(
-                f"{self._config.study_url}: a search named {self._config.run.name} exists with other settings or data; "
+                f"{self.config.study_url}: a search named {self.config.run.name} exists with other settings or data; "
                 "choose another run.name\n" + "\n".join(found)
             )
         if not self._study.trials:
-            self._study.enqueue_trial(space.initial_parameters(self._config))
+            self._study.enqueue_trial(space.initial_parameters(self.config))
 
     def _draw(self, trial: optuna.Trial, name: str) -> float:
         limits = self._distributions[name]
@@ -276,17 +266,12 @@ class Study:
 
     def _chosen(self, scores: Mapping[int, Scores]) -> int | None:
         """The step of the best checkpoint, of equal ones the newest, as a run's own choice is."""
-        checkpoint = self._config.checkpoint
+        checkpoint = self.config.checkpoint
         return min(scores, key=lambda step: checkpoint.sort_key(scores[step][checkpoint.metric], step), default=None)
 
     def _values(self, scores: Mapping[int, Scores], step: int | None) -> Values:
         assert step is not None
-        return tuple(objective.value(scores[step]) for objective in self._config.objectives)
-
-    def _values_at(self, trial: Trial, rung: int) -> Values:
-        """The values of the best checkpoint up to ``rung``."""
-        known = {step: each for step, each in trial.scores.items() if step <= rung}
-        return self._values(known, self._chosen(known))
+        return tuple(objective.value(scores[step]) for objective in self.config.objectives)
 
 
 def _open_study(config: SearchConfig) -> optuna.Study:

@@ -26,6 +26,7 @@ from pipeline.run.checkpoint import step_of
 from pipeline.run.scores import scores_file
 from pipeline.settings.config import Config
 from tune import space, trial_tables
+from tune.pruning import should_prune
 from tune.settings import SearchConfig
 from tune.study import HEARTBEAT_S, Study
 
@@ -189,7 +190,7 @@ class EarlyStopping(_OfThisDriver, tune.Stopper):  # type: ignore[misc]
         if self._study.record(number, step, result["scores"]):
             scores = "  ".join(f"{metric} {value:.4g}" for metric, value in result["scores"].items())
             self._show(f"trial {number}: step {step}  {scores}")
-        result["pruned"] = self._study.should_prune(number)
+        result["pruned"] = should_prune(self._study, number)
         return bool(result["pruned"])
 
     def stop_all(self) -> bool:

@@ -3,6 +3,7 @@
 import pytest
 import sqlalchemy
 from searches import PlayedSearch
+from studies import Searches
 
 
 @pytest.fixture(scope="module")
@@ -21,3 +22,8 @@ def without_waiting_for_the_disk():
 def search(tmp_path):
     """Begins a search with these settings of ``search``."""
     return lambda **settings: PlayedSearch(tmp_path, **settings)
+
+
+@pytest.fixture
+def searches(tmp_path):
+    return Searches(tmp_path)

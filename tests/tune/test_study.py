@@ -2,60 +2,17 @@
 
 import math
 import os
-import random
 import socket
 import subprocess
 import threading
 
 import optuna
 import pytest
+from studies import Searches, scores
 
 from tune import space
 from tune import study as study_module
-from tune.settings import VARIED, SearchConfig
-from tune.study import FEWEST, Study
-
-pytestmark = pytest.mark.usefixtures("without_waiting_for_the_disk")
-RUNGS = (100, 300)  # of 900 steps, a checkpoint each 100, reduction 3
-RANGES = dict.fromkeys(VARIED) | {"gamma": (0.25, 4.0), "ema_rate": (0.9, 0.9999)}
-
-
-def scores(psnr=20.0, ssim=0.5, lpips=0.5):
-    return {"psnr": psnr, "ssim": ssim, "lpips": lpips}
-
-
-class Searches:
-    """Opens the search of one folder, again and again as its command does."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        (folder / "s-search").mkdir()
-
-    def config(self, **changes):
-        parts = {
-            "run": {"name": "s", "root": str(self.folder)},
-            "data": {"url": "/d"},
-            "train": {"steps": 900},
-            "checkpoint": {"every": 100},
-            "search": RANGES | {"sampler": "random"},
-        }
-        for dotted, value in changes.items():
-            part, field = dotted.split("__")
-            parts.setdefault(part, {})[field] = value
-        return SearchConfig.model_validate(parts)
-
-    def open(self, data=("checksum",), **changes):
-        return Study(self.config(**changes), data)
-
-    @property
-    def raw(self):
-        """The study as Optuna and its dashboard see it."""
-        return optuna.load_study(study_name="s", storage=f"sqlite:///{self.folder}/s-search/study.db")
-
-
-@pytest.fixture
-def searches(tmp_path):
-    return Searches(tmp_path)
+from tune.study import FEWEST
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +36,6 @@ def finished(study, *values):
 
 def states(study):
     return [trial.state for trial in study.trials()]
-
-
-# trials are handed out
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
@@ -133,9 +87,6 @@ def test_another_seed_draws_others_and_the_same_seed_the_same(tmp_path, sampler)
     assert drawn[0] == drawn[1]
     assert drawn[0][0] == drawn[2][0]  # the paper's
     assert drawn[0][1:] != drawn[2][1:]
-
-
-# after a kill
 
 
 def test_running_trials_come_first_after_a_kill_with_the_same_parameters(searches):
@@ -213,9 +164,6 @@ def test_a_sampler_does_not_repeat_its_draws_after_a_kill(searches, sampler):
     assert len(drawn) == len(set(drawn)) == 9
 
 
-# whose study it is
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -283,9 +231,6 @@ def test_a_folder_may_have_any_name(tmp_path):
 def test_a_storage_that_cannot_be_opened_is_named(searches, url):
     with pytest.raises(ValueError, match=f"search.database: {url} can't be opened: "):
         searches.open(search__database=url)
-
-
-# scores
 
 
 def test_a_checkpoint_that_is_known_changes_nothing(searches):
@@ -363,111 +308,6 @@ def test_a_trial_takes_time_once_it_has_ended(searches):
     assert 0 <= study.trial(number).seconds < 60
 
 
-# early stopping
-
-
-def is_among_the_best(value, values, reduction, direction):
-    """Successive halving's rule: the best ``1 / reduction`` of those at a rung go on, at least one of them."""
-    ordered = sorted(values, reverse=direction == "maximize")
-    last = ordered[math.ceil(len(ordered) / reduction) - 1]
-    return value >= last if direction == "maximize" else value <= last
-
-
-@pytest.mark.parametrize(
-    ("objective", "metric", "direction", "reduction"),
-    [
-        ("psnr", "psnr", "maximize", 3.0),
-        ("lpips", "lpips", "minimize", 2.0),
-        ("lpips", "psnr", "minimize", 3.0),
-        ("psnr - 20 lpips", "ssim", "maximize", 2.0),
-    ],
-)
-def test_with_one_objective_it_is_successive_halving(searches, objective, metric, direction, reduction):
-    value_of = {
-        "psnr": lambda best: best["psnr"],
-        "lpips": lambda best: best["lpips"],
-        "psnr - 20 lpips": lambda best: best["psnr"] - 20 * best["lpips"],
-    }[objective]
-    study = searches.open(
-        search__objectives=[objective], checkpoint__metric=metric, search__reduction=reduction, train__steps=600
-    )
-    rungs = searches.config(search__reduction=reduction, train__steps=600).rungs
-    randoms = random.Random(3)
-    at = {rung: [] for rung in rungs}  # the values of the trials that have come there
-    poor = dict.fromkeys(rungs, 0)
-    for number in range(12):
-        study.next()
-        best, quality = None, randoms.randint(0, 4)
-        for step in range(100, 500, 100):  # better and better, as later scores must not count at a rung
-            new = scores(
-                psnr=18 + quality + randoms.randint(0, 1) + step / 100,
-                ssim=randoms.randint(0, 4) / 8,
-                lpips=(10 - quality + randoms.randint(0, 1)) / 16 - step / 2000,
-            )
-            higher = 1 if metric != "lpips" else -1
-            if best is None or higher * new[metric] >= higher * best[metric]:
-                best = new
-            study.record(number, step, new)
-            expected = False
-            if step in rungs:
-                at[step].append(value_of(best))
-                expected = number != 0 and not is_among_the_best(at[step][-1], at[step], reduction, direction)
-            assert study.should_prune(number) == expected
-            if expected:
-                poor[step] += 1
-                study.prune(number)
-                break
-    assert all(poor.values())
-    assert sum(poor.values()) < 11
-
-
-def test_with_two_objectives_trials_are_poor_that_many_dominate(searches):
-    study = searches.open(search__objectives=["psnr", "lpips"])
-    randoms = random.Random(1)
-    there, poor = [], 0
-    for _ in range(20):
-        number, _ = study.next()
-        psnr, lpips = randoms.randint(18, 22), randoms.randint(1, 5) / 8
-        there.append((psnr, lpips))
-        study.record(number, 100, scores(psnr, lpips=lpips))
-        dominators = [each for each in there if each[0] >= psnr and each[1] <= lpips and each != (psnr, lpips)]
-        expected = number != 0 and len(dominators) >= len(there) / 3
-        assert study.should_prune(number) == expected
-        poor += expected
-        (study.prune if expected else study.finish)(number)
-    assert 3 <= poor <= 17
-
-
-def test_only_at_a_rung_is_a_trial_poor_and_equal_ones_are_not(searches):
-    study = searches.open()
-    for psnr in (20, 25, 25):
-        number, _ = study.next()
-        study.record(number, 100, scores(psnr))
-        assert not study.should_prune(number)
-    number, _ = study.next()
-    assert not study.should_prune(number)  # it has no scores yet
-    for step, expected in ((100, True), (200, False), (300, False)):  # it is the only one at the second rung
-        study.record(number, step, scores(20))
-        assert study.should_prune(number) == expected
-
-
-def test_the_first_trial_is_never_poor(searches):
-    study = searches.open()
-    numbers = [study.next()[0] for _ in range(4)]
-    for number in numbers[::-1]:
-        for step in RUNGS:
-            study.record(number, step, scores(20 + number))
-    assert [study.should_prune(number) for number in numbers] == [False, True, False, False]
-
-
-def test_without_reduction_no_trial_is_poor(searches):
-    study = searches.open(search__reduction=None)
-    for psnr in (25, 24, 23, 22):
-        number, _ = study.next()
-        study.record(number, 100, scores(psnr))
-        assert not study.should_prune(number)
-
-
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
 @pytest.mark.parametrize("objectives", [["lpips"], ["psnr", "lpips"]], ids=["one", "two"])
 def test_samplers_learn_from_all_kinds_of_ends(searches, sampler, objectives):
@@ -481,9 +321,6 @@ def test_samplers_learn_from_all_kinds_of_ends(searches, sampler, objectives):
             (study.prune if index % 4 == 3 else study.finish)(number)
     number, parameters = searches.open(search__sampler=sampler, search__objectives=objectives).next()
     assert (number, parameters.keys()) == (13, {"gamma", "1 - ema_rate"})
-
-
-# what was found
 
 
 @pytest.mark.parametrize(

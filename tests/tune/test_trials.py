@@ -29,6 +29,7 @@ from pipeline.settings.command_line import argument_parser
 from pipeline.settings.config import Config
 from pipeline.settings.files import parse_config
 from tune import space, trials
+from tune.pruning import should_prune
 from tune.settings import SearchConfig
 from tune.study import Study
 
@@ -134,7 +135,7 @@ def searched_in_turn(folder: Path, **search: Any) -> Study:
         psnr = psnr_of(space.run_settings(config, parameters, trials.run_name(number), 0))
         for step in range(EVERY, STEPS + 1, EVERY):
             study.record(number, step, {"psnr": psnr - 5 * (1 - step / STEPS)})
-            if study.should_prune(number):
+            if should_prune(study, number):
                 study.prune(number)
                 break
         else:
@@ -246,7 +247,7 @@ def room_for_one(driver):
 @pytest.mark.slow
 def test_a_stopped_trial_gives_back_its_resources_at_once(room_for_one, shards, tmp_path, monkeypatch):
     """Each trial takes all that is free, validation included, so that one that kept anything would block the next."""
-    monkeypatch.setattr(Study, "should_prune", lambda self, number: number == 0)
+    monkeypatch.setattr(trials, "should_prune", lambda study, number: number == 0)
     changes = {"--data.url": shards, "--run.root": str(tmp_path), "--run.name": "all", "--search.trials": "2"}
     changes |= {"--train.steps": "400", "--train.log-every": "50", "--checkpoint.every": "200"}
     config, _ = parse_config(argument_parser(""), SearchConfig, options(**changes))
