@@ -44,7 +44,7 @@ def run(config: Config, log: str | None) -> None:
     if history.is_finished(config.run.url, config.train.steps):
         terminal.log(f"{config.run.url}: all {config.train.steps} steps are done and every checkpoint is scored")
         return
-    lpips = preflight.check_scores(config.evaluation, config.checkpoint.metric)
+    lpips = preflight.find_lpips_weights(config.evaluation, config.checkpoint.metric)
     with lease.hold(config.run.url) as lease_id, cluster.session(capacity.cpus_needed(config), log):
         config = capacity.choose_devices(config, manifests)
         terminal.log(config.to_yaml())

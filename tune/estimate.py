@@ -35,7 +35,7 @@ class Pace:
 
 def estimate(config: SearchConfig, manifests: Sequence[Manifest]) -> str:
     """The answer to a dry run, as text; trains a few steps, which are deleted again."""
-    lpips = preflight.check_scores(config.evaluation)
+    lpips = preflight.find_lpips_weights(config.evaluation)
     with cluster.session(capacity.cpus_needed(config) * (config.search.concurrent or 1), None, quiet=True):
         fitted, concurrent = capacity.fit_to_cluster(config, manifests, config.search.concurrent)
         return plan(config, concurrent, _measure_pace(fitted, manifests, lpips))

@@ -55,7 +55,7 @@ def check(config: SearchConfig) -> Sequence[Manifest]:
 def search(config: SearchConfig, manifests: Sequence[Manifest], study: Study) -> None:
     """Run trials until there are as many as were asked for, or the time is over."""
     metrics = {metric for objective in config.objectives for metric in objective.factors}
-    lpips = preflight.check_scores(config.evaluation, "lpips" if "lpips" in metrics else config.checkpoint.metric)
+    lpips = preflight.find_lpips_weights(config.evaluation, "lpips" if "lpips" in metrics else config.checkpoint.metric)
     log = storage.join(config.url, terminal.LOG)
     with cluster.session(capacity.cpus_needed(config) * (config.search.concurrent or 1), log, quiet=True):
         fitted, concurrent = capacity.fit_to_cluster(config, manifests, config.search.concurrent)

@@ -1,1 +1,1 @@
-"""From a folder of pairs to batches: pairing, packing, manifest, order, loader; and pairs made from photographs."""
+"""From shards to batches: manifest, sample order, cache, pair reader, loader."""

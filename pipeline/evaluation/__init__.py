@@ -1,1 +1,1 @@
-"""Evaluation actors, the scores that they give, and what they say of a run."""
+"""What measures a checkpoint: the actors that score it, what has them score, and LPIPS."""

@@ -1,1 +1,1 @@
-"""Before and around runs on Ray: checks, nodes, capacity, provenance, one run, many runs, ablations."""
+"""Before and around runs on Ray: preflight, nodes, capacity, provenance, one run, concurrent runs, ablations."""

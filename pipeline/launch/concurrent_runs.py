@@ -22,7 +22,7 @@ class Training:
 
     Attributes:
         provenance: what ``collect_provenance`` gave.
-        lpips: reference to what ``preflight.check_scores`` gave.
+        lpips: reference to what ``preflight.find_lpips_weights`` gave.
     """
 
     provenance: dict[str, Any]
@@ -57,7 +57,7 @@ def train_all(configs: Sequence[Config], concurrent: int | None) -> dict[str, st
     waiting = [each for each in configs if not history.is_finished(each.run.url, each.train.steps)]
     if not waiting:
         return {}
-    lpips = preflight.check_scores(configs[0].evaluation, configs[0].checkpoint.metric)
+    lpips = preflight.find_lpips_weights(configs[0].evaluation, configs[0].checkpoint.metric)
     failed = {}
     log = storage.join(configs[0].run.root, terminal.LOG)
     with cluster.session(capacity.cpus_needed(configs[0]) * (concurrent or 1), log, quiet=True):

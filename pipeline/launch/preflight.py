@@ -25,7 +25,7 @@ def check_data(config: Config) -> tuple[Manifest, ...]:
     return manifests
 
 
-def check_scores(evaluation: EvaluationSettings, ranking: str | None = None) -> BackboneWeights | str:
+def find_lpips_weights(evaluation: EvaluationSettings, ranking: str | None = None) -> BackboneWeights | str:
     """The LPIPS weights, or why there are none, as is said in one line; refuses to rank by a missing score."""
     found = find_lpips(evaluation)
     if isinstance(found, str):

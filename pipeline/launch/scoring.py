@@ -21,7 +21,7 @@ def score_candidates(settings: EvaluateSettings, candidates: Sequence[Candidate]
     records = manifest.pairs(split)
     keys = [record.key for record in records]
     pictures = {each.url: pictures_of(each.url, records) for each in candidates if each.config is None}
-    lpips = preflight.check_scores(evaluation)
+    lpips = preflight.find_lpips_weights(evaluation)
     columns = evaluation.columns(lpips=not isinstance(lpips, str))
     checksum = None if isinstance(lpips, str) else lpips.sha256
 

@@ -40,7 +40,7 @@ def train(
         config: its settings, as ``capacity.choose_devices`` gave them.
         manifests: of the data sets.
         provenance: what ``collect_provenance`` gave.
-        lpips: what ``preflight.check_scores`` gave.
+        lpips: what ``preflight.find_lpips_weights`` gave.
         lease_id: what ``lease.hold`` gave.
 
     Raises:

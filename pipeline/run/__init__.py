@@ -1,1 +1,1 @@
-"""What lies in the folder of a run: checkpoints, scores, history, lease."""
+"""What lies in the folder of a run: checkpoints, scores, history, record, pictures, lease."""

@@ -34,7 +34,7 @@ def test_devices_are_decided_once_for_all_runs(monkeypatch: pytest.MonkeyPatch) 
 
     for module, name in (
         (preflight, "check_data"),
-        (preflight, "check_scores"),
+        (preflight, "find_lpips_weights"),
         (preflight, "check_cluster"),
         (record, "check_run"),
         (concurrent_runs, "collect_provenance"),
