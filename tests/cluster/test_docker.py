@@ -119,6 +119,7 @@ def test_ignore_file_keeps_all_else_back(tmp_path: Path) -> None:
         "pipeline/data/__pycache__/a.pyc",
     }
     other |= {"cluster/docker/Dockerfile", "cluster/slurm/submit.py", "tune/page.webp", "iaml.sif", "README.md"}
+    other |= {"pipeline/README.md", "tune/README.md"}
     for path in wanted | other:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
