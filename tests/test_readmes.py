@@ -1,68 +1,129 @@
-"""What the READMEs name is there: links, files and options."""
+"""The READMEs tell of what is there: links, files, whole trees, and options that the commands take."""
 
+import io
 import re
+import runpy
+import sys
+from contextlib import redirect_stdout
+from functools import cache
+from pathlib import Path
 
 import pytest
 from commands import ROOT
 
-from iaml import Settings
-from pipeline.settings.command_line import add_options, argument_parser
-from pipeline.settings.darkening import DarkenSettings
-from pipeline.settings.evaluation import EvaluateSettings
-from pipeline.settings.packing import PackSettings
-from tune.settings import SearchConfig
+FOLDERS = ("iaml", "pipeline", "tune", "cluster", "tests")
+READMES = [ROOT / "README.md", *(path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("README.md")))]
+COMMANDS = [
+    *(
+        f"pipeline/{name}.py"
+        for name in ("ablate", "darken", "demo_photographs", "evaluate", "pack", "report", "train")
+    ),
+    "tune/search.py",
+    "cluster/ray/submit.py",
+    "cluster/slurm/submit.py",
+]
+OF_OTHERS = {"--env", "--ignorefile", "--set", "--config.file"}  # of apptainer, podman, helm and prometheus
+OF_USERS = {"cluster/slurm/site.sh"}
+TREES = [
+    *(("README.md", folder) for folder in ("iaml", "pipeline", "tune", "cluster")),
+    *(("pipeline/README.md", folder) for folder in ("iaml", "pipeline")),
+    ("tune/README.md", "tune"),
+    ("tests/benchmarks/README.md", "tests/benchmarks"),
+]
+TREE_LINE = re.compile(r"(?P<indent>(?: {4})+)(?P<names>[\w./-]+(?:, [\w./-]+)*)(?: {2,}.*)?")
+SUFFIXES = {".py", ".html", ".css", ".js", ".sh"}
 
-FOLDERS = ("cluster", "pipeline", "tests", "tune")
-FOUND = (path for folder in FOLDERS for path in (ROOT / folder).rglob("README.md"))
-READMES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in FOUND)]
-OWN = ["--dry-run", "--search.dry-run", "--arms", "--seeds", "--at-once", "--config", "--out", "--help"]  # of commands
-
-
-def text_of(readme: str) -> str:
-    return (ROOT / readme).read_text()
-
-
-def anchors(text: str) -> set[str]:
-    """The names by which links reach the headings of a page."""
-    names = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", name.lower()).replace(" ", "-") for name in names}
-
-
-@pytest.mark.parametrize("readme", READMES)
-def test_links_lead_to_files_and_headings(readme: str) -> None:
-    for target in re.findall(r"\]\(([^)\s]+)\)", text_of(readme)):
-        if target.startswith("http"):
-            continue
-        path, _, anchor = target.partition("#")
-        file = (ROOT / readme).parent / path if path else ROOT / readme
-        assert file.exists(), f"{readme}: {target}"
-        if anchor:
-            assert anchor in anchors(file.read_text()), f"{readme}: {target}"
+each_readme = pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(ROOT)))
 
 
-@pytest.mark.parametrize("readme", ["pipeline/README.md", "tune/README.md"])
-def test_the_tree_names_each_module_and_no_other(readme: str) -> None:
-    folder = (ROOT / readme).parent
-    tree = text_of(readme).partition("## What is where")[2]
-    named = set(re.findall(r"\b(\w+\.py)\b", tree))
-    there = {path.name for path in folder.rglob("*.py") if path.name != "__init__.py"}
-    if readme.startswith("pipeline"):
-        there |= {path.name for path in (ROOT / "iaml").glob("*.py") if path.name != "__init__.py"}
-    assert named == there
+@cache
+def options_of(command: str) -> set[str]:
+    """The options in a command's ``--help``."""
+    before, sys.argv = sys.argv, [command, "--help"]
+    try:
+        with redirect_stdout(io.StringIO()) as shown, pytest.raises(SystemExit):
+            runpy.run_path(str(ROOT / command), run_name="__main__")
+    finally:
+        sys.argv = before
+    return {"--help"} | set(re.findall(r"^ +(?:-h, )?(--[a-z][\w.-]*)", shown.getvalue(), re.MULTILINE))
 
 
-@pytest.mark.parametrize("readme", [name for name in READMES if not name.startswith("cluster")])
-def test_options_are_those_of_the_commands(readme: str) -> None:
-    known = set(OWN)
-    models: list[type[Settings]] = [SearchConfig, EvaluateSettings, PackSettings, DarkenSettings]
-    for model in models:
-        parser = argument_parser("")
-        add_options(parser, model)
-        known |= {option for action in parser._actions for option in action.option_strings}
-    commands = re.sub(r"^ .*(cluster/|ray job ).*$", "", text_of(readme), flags=re.MULTILINE)
-    used = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*", commands)) - {"--"}
-    assert used <= known, sorted(used - known)
+def text_of(readme: Path) -> str:
+    """Its text, with commands in one line, and paths in the image as in the clone."""
+    return readme.read_text().replace("\\\n", " ").replace("/app/", "")
+
+
+def all_options() -> set[str]:
+    return set().union(*map(options_of, COMMANDS))
+
+
+def sections(text: str) -> set[str]:
+    """Headings as links name them."""
+    headings = re.findall(r"^#+ (.*)", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def tree(readme: Path) -> set[Path]:
+    """What stands in the tree below *What is where*, without the folders of which more stands there."""
+    text = readme.read_text().partition("## What is where\n")[2].partition("\n## ")[0]
+    parents: list[Path] = []
+    found: set[Path] = set()
+    for line in filter(None, map(TREE_LINE.fullmatch, text.splitlines())):
+        names = [name for name in line["names"].split(", ") if "." in name or name.endswith("/")]
+        level = len(line["indent"]) // 4 - 1
+        parents = parents[:level]
+        parent = parents[-1] if parents else ROOT
+        found |= {parent / name for name in names}
+        parents += [parent / name for name in names[:1] if name.endswith("/")]
+    return {path for path in found if not any(path in other.parents for other in found)}
+
+
+@each_readme
+def test_links_lead_to_files_and_sections(readme: Path) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", readme.read_text()):
+        if not link.startswith("https://"):
+            name, _, section = link.partition("#")
+            target = readme.parent / name if name else readme
+            assert target.exists(), link
+            assert not section or section in sections(target.read_text()), link
+
+
+@each_readme
+def test_files_that_are_named_are_there(readme: Path) -> None:
+    text = text_of(readme)
+    for path in set(re.findall(rf"(?<![\w/.-])(?:{'|'.join(FOLDERS)})/[\w./-]*\w", text)) - OF_USERS:
+        assert (ROOT / path).exists(), path
+    modules = [f"/{path.relative_to(ROOT)}" for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    for name in set(re.findall(r"[\w/]+\.py\b", text)):
+        assert any(module.endswith(f"/{name.lstrip('/')}") for module in modules), name
+
+
+@each_readme
+def test_commands_take_the_options_that_they_are_given(readme: Path) -> None:
+    for command, arguments in re.findall(r"python ([\w/]+\.py)((?:(?! python |`).)*)", text_of(readme)):
+        given = set(re.findall(r"(?<!\S)--[a-z][\w.-]*", arguments))
+        assert not given or given <= options_of(command), f"{command}{arguments}"
+
+
+@each_readme
+def test_options_that_are_named_are_there(readme: Path) -> None:
+    text = text_of(readme)
+    named = set(re.findall(r"(?<![\w-])--[a-z]+\.[a-z-]+", text)) | set(re.findall(r"`(--[a-z][\w.-]*)", text))
+    assert named - OF_OTHERS <= all_options()
+
+
+@pytest.mark.parametrize("readme", sorted({readme for readme, _ in TREES}))
+def test_trees_name_what_is_there(readme: str) -> None:
+    assert [path for path in tree(ROOT / readme) if not path.exists()] == []
+
+
+@pytest.mark.parametrize("readme, folder", TREES)
+def test_trees_leave_no_module_out(readme: str, folder: str) -> None:
+    named = tree(ROOT / readme)
+    files = [path for path in (ROOT / folder).rglob("*") if path.suffix in SUFFIXES and path.name != "__init__.py"]
+    missing = [path.relative_to(ROOT).as_posix() for path in files if not {path, *path.parents} & named]
+    assert files and not missing
 
 
 def test_the_root_readme_is_two_screens_or_three() -> None:
-    assert len(text_of("README.md").splitlines()) <= 150
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
