@@ -1,18 +1,24 @@
 """What all tests share: one Ray cluster and one S3 server for the whole session."""
 
+import logging
+import os
 import shutil
 import signal
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import hypothesis
 import pytest
+import torch
 from commands import Command, RayHead, options
 from datasets import packed
 from s3 import WEED, FaultProxy, S3Server, forget_clients
+
+OURS = ("AWS_", "IAML_", "RAY_")  # variables that decide what the project's code does
 
 # what a machine that is busy with other things takes for an example says nothing
 hypothesis.settings.register_profile("without_deadlines", deadline=None)
@@ -34,6 +40,36 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for marker, reason in (("slow", "takes minutes"), ("slurm", "starts a Slurm cluster")):
             if marker in item.keywords and not config.getoption(marker):
                 item.add_marker(pytest.mark.skip(reason=f"{reason}: make test-{marker}"))
+
+
+@pytest.fixture(autouse=True)
+def unchanged_process() -> Iterator[None]:
+    """Fails the test that leaves behind what others of its process would stumble over."""
+    before = _process_state()
+    yield
+    after = _process_state()
+    assert after == before, "the test leaves its process changed"
+
+
+@pytest.fixture
+def no_warnings() -> Iterator[None]:
+    """Makes warnings errors, but for those of what earlier tests left to the garbage collector to close."""
+    with warnings.catch_warnings(action="error"):
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+
+
+def _process_state() -> dict[str, object]:
+    ours = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in ("iaml", "pipeline", "tune")]
+    muted = [name for name in ours if not logging.getLogger(name).isEnabledFor(logging.WARNING)]
+    return {
+        "working directory": Path.cwd(),
+        "arguments": list(sys.argv),
+        "environment": {name: value for name, value in os.environ.items() if name.startswith(OURS)},
+        "logging": (logging.root.level, muted, [handler.level for handler in logging.root.handlers]),
+        "handler of Ctrl-C": signal.getsignal(signal.SIGINT),
+        "torch": (torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()),
+    }
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The READMEs tell of what is there: links, files, whole trees, and options that the commands take."""
 
 import io
+import logging
 import re
 import runpy
 import sys
@@ -45,6 +46,7 @@ def options_of(command: str) -> set[str]:
             runpy.run_path(str(ROOT / command), run_name="__main__")
     finally:
         sys.argv = before
+        logging.disable(logging.NOTSET)  # what a program does to its own process must not outlast it here
     return {"--help"} | set(re.findall(r"^ +(?:-h, )?(--[a-z][\w.-]*)", shown.getvalue(), re.MULTILINE))
 
 

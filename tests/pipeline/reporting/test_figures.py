@@ -2,20 +2,14 @@
 
 import math
 import re
-import warnings
 
 import pytest
 
 from pipeline.reporting.figures import HEIGHT, Points, bars, scatter
 
+pytestmark = pytest.mark.usefixtures("no_warnings")
 RED, BLUE = "#ff0000", "#0000ff"
 AXES = {"x_label": "x", "y_label": "y"}
-
-
-@pytest.fixture(autouse=True)
-def _no_warnings():
-    with warnings.catch_warnings(action="error"):
-        yield
 
 
 def places(svg, colour):

@@ -95,7 +95,7 @@ def test_arms_are_compared_over_the_seeds_that_they_share_with_the_first():
     assert (found["both"].low, found["both"].high) == pytest.approx((1, 1))
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.usefixtures("no_warnings")
 def test_infinite_and_missing_scores_have_no_interval_and_leave_the_others_theirs():
     first = np.array([[math.inf, 1.0, 2.0]] * 2)
     equal, infinite, both = first.copy(), first + 1, np.array([[0.0, math.inf, 2.0]] * 2)
@@ -106,7 +106,7 @@ def test_infinite_and_missing_scores_have_no_interval_and_leave_the_others_their
     assert all(math.isnan(each.mean) and math.isnan(each.low) for each in found[2:])
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.usefixtures("no_warnings")
 def test_a_single_number_has_no_interval():
     (found,) = found_in([np.zeros((1, 1)), np.ones((1, 1))])
     assert found.mean == 1 and math.isnan(found.low)

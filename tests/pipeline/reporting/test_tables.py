@@ -131,7 +131,7 @@ def test_candidates_may_be_of_different_methods():
     assert list(table.rows)[2] == ["theirs - reference", "+2.00"]  # of one image alone
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.usefixtures("no_warnings")
 def test_infinite_scores_of_candidates():
     first, other = student({"a": math.inf, "b": 10.0}), student({"a": math.inf, "b": 12.0})
     rows = list(tables.candidates_table({"one": first, "two": other}).rows)
