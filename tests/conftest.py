@@ -18,7 +18,7 @@ from commands import Command, RayHead, options
 from datasets import packed
 from s3 import WEED, FaultProxy, S3Server, forget_clients
 
-OURS = ("AWS_", "IAML_", "RAY_")  # variables that decide what the project's code does
+OURS = ("AWS_", "IAML_", "RAY_ADDRESS", "RAY_API")  # variables that decide what the project's code does
 
 # what a machine that is busy with other things takes for an example says nothing
 hypothesis.settings.register_profile("without_deadlines", deadline=None)
