@@ -1,6 +1,6 @@
 """How a command speaks to its user, wherever in its job the words arise.
 
-``say`` in a worker -> a marked line of its output -> Ray's log monitor -> the driver -> terminal and log file
+``log`` in a worker -> a marked line of its output -> Ray's log monitor -> the driver -> terminal and log file
 what else any process of the job prints, libraries in the driver included ------------> log file
 
 On a terminal, progress is one line at the bottom that is drawn anew; elsewhere each line follows the last.
@@ -52,7 +52,7 @@ def log(text: str, *, live: str | None = None, score: str | None = None) -> None
 
 @functools.cache
 def log_once(text: str) -> None:
-    """Say what a process would otherwise say each time that it comes upon it."""
+    """``log`` what a process would otherwise log each time that it comes upon it."""
     log(text)
 
 

@@ -22,6 +22,7 @@ COMMANDS = [
     "tune/search.py",
     "cluster/ray/submit.py",
     "cluster/slurm/submit.py",
+    "cluster/docker/lock.py",
 ]
 OF_OTHERS = {"--env", "--ignorefile", "--set", "--config.file"}  # of apptainer, podman, helm and prometheus
 OF_USERS = {"cluster/slurm/site.sh"}

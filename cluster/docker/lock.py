@@ -7,6 +7,7 @@ torch-cuda.lock    torch from PyPI, and its CUDA libraries, which ``requirements
 torch-cpu.lock     torch from PyTorch's own index, since PyPI has no build without CUDA
 """
 
+import argparse
 import json
 import os
 import re
@@ -66,6 +67,7 @@ def write(file: str, hashes: Hashes, *options: str) -> None:
 
 def main() -> None:
     """Write all lock files."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     locked = dict(line.split("==") for line in REQUIREMENTS.read_text().split())
     needed = tomllib.loads(PROJECT.read_text())["project"]["dependencies"]
     pins = plan(f"--constraint={REQUIREMENTS}", *needed)
