@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import grpc
 import pytest
 import ray
 from commands import ROOT, RayHead
@@ -94,3 +95,6 @@ def test_an_upgrade_of_ray_that_finds_its_local_head_otherwise(monkeypatch: pyte
 def test_an_upgrade_of_ray_that_asks_its_head_otherwise(ray_head: RayHead) -> None:
     with contextlib.closing(ray_internals.open_head_channel(ray_head.address)) as channel:
         ray_internals.ask_head(channel, 20.0)
+    nobody = ray_internals.open_head_channel("127.0.0.1:9")
+    with contextlib.closing(nobody), pytest.raises(grpc.RpcError):
+        ray_internals.ask_head(nobody, 20.0)

