@@ -1,6 +1,5 @@
 """Where an image is dark: its luminance and the emphasis that the mirror loss puts on dark places."""
 
-import torch
 from torch import Tensor
 
 EPSILON = 1e-7  # keeps the normalisation finite for an image of one brightness
@@ -15,8 +14,8 @@ def luminance(image: Tensor) -> Tensor:
     Returns:
         Float tensor of shape (B, 1, H, W), in the range of ``image``.
     """
-    weights = torch.tensor([0.299, 0.587, 0.114], dtype=image.dtype, device=image.device)
-    return (image * weights.view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+    red, green, blue = image.unbind(dim=1)
+    return (0.299 * red + 0.587 * green + 0.114 * blue)[:, None]
 
 
 def emphasis_map(low: Tensor, beta: float, gamma: float) -> Tensor:

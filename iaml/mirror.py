@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from iaml import kernels
 from iaml.illumination import emphasis_map
 
 EPSILON = 1e-6
@@ -60,6 +61,12 @@ def mirror_loss(
         for u, t, weight in zip(student_maps, teacher_maps, scale_weights, strict=True):
             if weight:
                 resized = F.interpolate(emphasis, size=u.shape[-2:], mode="bilinear", align_corners=False)
-                difference = standardise(u.float()) - standardise(t.detach().float())
-                total = total + weight * (resized * difference.abs()).mean()
+                total = total + weight * _compare(u, t.detach(), resized)
         return total
+
+
+def _compare(u: Tensor, t: Tensor, emphasis: Tensor) -> Tensor:
+    """``mean(W |z(u) - z(t)|)`` of one scale."""
+    if kernels.usable(u):
+        return kernels.mirror(u, t, emphasis, EPSILON).mean()
+    return (emphasis * (standardise(u.float()) - standardise(t.float())).abs()).mean()

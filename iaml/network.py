@@ -1,12 +1,14 @@
 """The auto-encoder: strided encoder, decoder with skip connections, CBAM attention, residual head."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from iaml import kernels
+from iaml.normalization import Normalise, normalise_by_layer
 from iaml.settings import Settings
 
 ENCODER_CHANNELS = (64, 128, 256, 512, 512)
@@ -15,9 +17,6 @@ MIRROR_CHANNELS = (256, 128, 64, 32)
 HEAD_CHANNELS = 32
 SCALES = len(DECODER_CHANNELS)
 STRIDE = 2 ** len(ENCODER_CHANNELS)  # sides of the input must be multiples of this
-
-# what a level does in place of its layer's forward: the layer and its input (B, C, H, W) to the same shape
-Normalise = Callable[[nn.BatchNorm2d, Tensor], Tensor]
 
 
 class NetworkSettings(Settings):
@@ -65,23 +64,26 @@ class CBAM(nn.Sequential):
     def __init__(self, channels: int) -> None:
         super().__init__(ChannelAttention(channels), SpatialAttention())
 
-
-def apply_layer(layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """Normalise as the layer itself does, which is what each level does unless told otherwise."""
-    normalised: Tensor = layer(x)
-    return normalised
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        of_channels, of_pixels = cast(ChannelAttention, self[0]), cast(SpatialAttention, self[1])
+        if not kernels.usable(x):
+            return cast(Tensor, of_pixels(of_channels(x)))
+        first, _, second = cast(tuple[nn.Linear, nn.ReLU, nn.Linear], tuple(of_channels.mlp))
+        return kernels.attend(x, first.weight, first.bias, second.weight, second.bias, of_pixels.conv.weight)
 
 
 class Block(nn.Sequential):
-    """A convolution, the normalisation of its ``channels`` maps, and what follows."""
+    """A convolution, the normalisation of its ``channels`` maps, their activation, and what follows."""
 
-    def __init__(self, convolution: nn.Module, channels: int, *rest: nn.Module) -> None:
-        super().__init__(convolution, nn.BatchNorm2d(channels), *rest)
+    def __init__(self, convolution: nn.Module, channels: int, slope: float, *rest: nn.Module) -> None:
+        super().__init__(convolution, nn.BatchNorm2d(channels), nn.LeakyReLU(slope), *rest)
 
-    def forward(self, x: Tensor, normalise: Normalise = apply_layer) -> Tensor:
-        """(B, C, H, W) to (B, channels, H', W'), normalised by ``normalise``."""
-        convolution, layer, *rest = self
-        x = normalise(cast(nn.BatchNorm2d, layer), convolution(x))
+    def forward(self, x: Tensor, normalise: Normalise = normalise_by_layer) -> Tensor:
+        """(B, C, H, W) to (B, channels, H', W'), normalised and activated by ``normalise``."""
+        convolution, layer, activation, *rest = self
+        slope = cast(nn.LeakyReLU, activation).negative_slope
+        x = normalise(cast(nn.BatchNorm2d, layer), convolution(x), slope)
         for module in rest:
             x = module(x)
         return x
@@ -96,14 +98,14 @@ class Encoder(nn.Module):
             Block(
                 nn.Conv2d(inside, outside, 3, stride=2, padding=1, bias=False),
                 outside,
-                nn.LeakyReLU(0.2),
+                0.2,
                 CBAM(outside) if index > 0 else nn.Identity(),
             )
             for index, (inside, outside) in enumerate(zip([3, *channels], channels, strict=False))
         )
 
     def forward(
-        self, image: Tensor, norms: Sequence[Normalise] = (apply_layer,) * len(ENCODER_CHANNELS)
+        self, image: Tensor, norms: Sequence[Normalise] = (normalise_by_layer,) * len(ENCODER_CHANNELS)
     ) -> list[Tensor]:
         """The image's maps at each level.
 
@@ -134,11 +136,11 @@ class DecoderLevel(nn.Module):
         self.up = Block(
             nn.ConvTranspose2d(inside, outside, 3, stride=2, padding=1, output_padding=1, bias=False),
             outside,
-            nn.ReLU(),
+            0.0,
         )
         self.attention = CBAM(outside + skip)
 
-    def forward(self, x: Tensor, skip: Tensor, normalise: Normalise = apply_layer) -> Tensor:
+    def forward(self, x: Tensor, skip: Tensor, normalise: Normalise = normalise_by_layer) -> Tensor:
         """(B, C, H, W) and the skip (B, S, 2H, 2W) to (B, outside + S, 2H, 2W)."""
         joined: Tensor = self.attention(torch.cat([self.up(x, normalise), skip], dim=1))
         return joined
@@ -157,7 +159,9 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor, image: Tensor) -> Tensor:
         """Features (B, C, H/2, W/2) and image (B, 3, H, W) to an image of the same shape in [0, 1]."""
-        residual = self.refine(torch.cat([self.up(features).relu(), image], dim=1))
+        detailed = self.up(features).relu()
+        # in the features' type: under autocast the joined maps would be float32 otherwise, and be converted back
+        residual = self.refine(torch.cat([detailed, image.to(detailed.dtype)], dim=1))
         output: Tensor = image + residual
         return output.clamp(0, 1) if self.bound == "clamp" else output.sigmoid()
 
@@ -178,7 +182,9 @@ class Decoder(nn.Module):
         )
         self.head = head
 
-    def forward(self, pyramid: Sequence[Tensor], norms: Sequence[Normalise] = (apply_layer,) * SCALES) -> list[Tensor]:
+    def forward(
+        self, pyramid: Sequence[Tensor], norms: Sequence[Normalise] = (normalise_by_layer,) * SCALES
+    ) -> list[Tensor]:
         """The features of each level.
 
         Args:

@@ -14,9 +14,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from iaml import kernels
+
 TeacherNorm = Literal["running", "batch", "separate"]
 PIXELS = (0, 2, 3)  # the dimensions that a channel's statistics span
 MOMENTUM = 0.1  # of RunningStatistics; nn.BatchNorm2d has the same
+
+# what a level does in place of its layer's forward and the activation: the layer, its input (B, C, H, W) and the
+# activation's slope below 0, to the same shape
+Normalise = Callable[[nn.BatchNorm2d, Tensor, float], Tensor]
 
 
 def use_global_batch_norm(module: nn.Module) -> None:
@@ -43,27 +49,39 @@ class GlobalBatchNorm2d(nn.SyncBatchNorm, nn.BatchNorm2d):
     running_var: Tensor
     num_batches_tracked: Tensor
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise (B, C, H, W) by channel."""
-        if not self.training or _world_size() == 1:
-            return nn.BatchNorm2d.forward(self, x)
-        if x.is_cuda:
-            return super().forward(x)
+    def forward(self, x: Tensor, slope: float = 1.0) -> Tensor:
+        """Normalise (B, C, H, W) by channel, and activate with ``slope`` below 0."""
+        if not self.training:
+            return normalise_by_running(self, x, slope)
+        fused = kernels.usable(x)
+        if x.is_cuda or not (fused or _world_size() > 1):
+            return F.leaky_relu(super().forward(x) if x.is_cuda else nn.BatchNorm2d.forward(self, x), slope)
         mean, var = global_statistics(x)
         self.num_batches_tracked.add_(1)
         _update(self.running_mean, self.running_var, mean, var, x, self.momentum)
+        if fused:
+            count = x.numel() // x.shape[1] * _world_size()
+            return kernels.batch_norm(x, mean, var, self.weight, self.bias, self.eps, slope, count, _sum_over_workers)
         normalise = cast(Callable[..., Tensor], _NormaliseByGlobalBatch.apply)
-        return normalise(x, self.weight, self.bias, mean, var, self.eps)
+        return F.leaky_relu(normalise(x, self.weight, self.bias, mean, var, self.eps), slope)
 
 
-def normalise_by_running(layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """Normalise (B, C, H, W) by the layer's running statistics, which stay as they are."""
-    return _normalise(layer, x, layer.running_mean, layer.running_var)
+def normalise_by_layer(layer: nn.BatchNorm2d, x: Tensor, slope: float) -> Tensor:
+    """Normalise (B, C, H, W) as the layer itself does, and activate."""
+    if isinstance(layer, GlobalBatchNorm2d):
+        return layer(x, slope)  # type: ignore[no-any-return]
+    return F.leaky_relu(layer(x), slope) if layer.training else normalise_by_running(layer, x, slope)
 
 
-def normalise_by_batch(layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """Normalise (B, C, H, W) by the global batch; the layer's running statistics stay as they are."""
-    return _normalise(layer, x, *global_statistics(x))
+def normalise_by_running(layer: nn.BatchNorm2d, x: Tensor, slope: float) -> Tensor:
+    """Normalise (B, C, H, W) by the layer's running statistics, which stay as they are, and activate."""
+    assert layer.running_mean is not None and layer.running_var is not None
+    return _normalise(layer, x, layer.running_mean, layer.running_var, slope)
+
+
+def normalise_by_batch(layer: nn.BatchNorm2d, x: Tensor, slope: float) -> Tensor:
+    """Normalise (B, C, H, W) by the global batch, and activate; the layer's running statistics stay as they are."""
+    return _normalise(layer, x, *global_statistics(x), slope)
 
 
 class RunningStatistics(nn.Module):
@@ -77,17 +95,20 @@ class RunningStatistics(nn.Module):
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("var", torch.ones(channels))
 
-    def forward(self, layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
-        """Normalise (B, C, H, W); in training mode the global batch counts first, and for these statistics alone."""
+    def forward(self, layer: nn.BatchNorm2d, x: Tensor, slope: float) -> Tensor:
+        """As ``Normalise``; in training mode the global batch counts first, and for these statistics alone."""
         if self.training:
             _update(self.mean, self.var, *global_statistics(x), x, MOMENTUM)
-        return _normalise(layer, x, self.mean, self.var)
+        return _normalise(layer, x, self.mean, self.var, slope)
 
 
 @torch.no_grad()
 def global_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and population variance by channel of (B, C, H, W), over the batches of all workers, float32."""
-    var, mean = torch.var_mean(x.float(), dim=PIXELS, correction=0)
+    if kernels.usable(x):
+        mean, var = kernels.moments(x)
+    else:
+        var, mean = torch.var_mean(x.float(), dim=PIXELS, correction=0)
     if _world_size() == 1:
         return mean, var
     parts = [torch.empty(2, *mean.shape, device=x.device) for _ in range(_world_size())]
@@ -98,8 +119,10 @@ def global_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variances.mean(dim=0) + (means - mean).square().mean(dim=0)
 
 
-def _normalise(layer: nn.BatchNorm2d, x: Tensor, mean: Tensor | None, var: Tensor | None) -> Tensor:
-    return F.batch_norm(x, mean, var, layer.weight, layer.bias, eps=layer.eps)
+def _normalise(layer: nn.BatchNorm2d, x: Tensor, mean: Tensor, var: Tensor, slope: float) -> Tensor:
+    if kernels.usable(x) and not torch.is_grad_enabled():
+        return kernels.normalise(x, mean, var, layer.weight, layer.bias, layer.eps, slope)
+    return F.leaky_relu(F.batch_norm(x, mean, var, layer.weight, layer.bias, eps=layer.eps), slope)
 
 
 def _update(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, x: Tensor, momentum: float) -> None:
@@ -129,6 +152,11 @@ class _NormaliseByGlobalBatch(torch.autograd.Function):
         through_mean, through_var = (summed / count).view(2, 1, -1, 1, 1)
         grad_x = (weight * inverse_std).view(shape) * (grad - through_mean - normalised * through_var)
         return grad_x, local[1], local[0], None, None, None
+
+
+def _sum_over_workers(values: Tensor) -> None:
+    if _world_size() > 1:
+        dist.all_reduce(values)
 
 
 def _world_size() -> int:

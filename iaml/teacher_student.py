@@ -11,8 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from iaml.network import ENCODER_CHANNELS, SCALES, AutoEncoder, NetworkSettings, Normalise
-from iaml.normalization import RunningStatistics, TeacherNorm, normalise_by_batch, normalise_by_running
+from iaml.network import ENCODER_CHANNELS, SCALES, AutoEncoder, NetworkSettings
+from iaml.normalization import Normalise, RunningStatistics, TeacherNorm, normalise_by_batch, normalise_by_running
 from iaml.objective import Objective, ObjectiveSettings
 from iaml.settings import Settings
 

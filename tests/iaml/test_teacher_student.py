@@ -94,7 +94,7 @@ def test_teacher_has_one_writer_and_no_gradient(norm):
 
 
 def first_norm_statistics(task, norm):
-    """What the first encoder layer's normalisation should make of clean images, in numpy."""
+    """What the first encoder layer's normalisation should make of clean images, in numpy, before the activation."""
     _, clean = batch()
     convolution, layer = task.student.encoder.levels[0][0], task.student.encoder.levels[0][1]
     with torch.no_grad():
@@ -117,11 +117,11 @@ def test_clean_images_are_normalised_as_the_settings_say(norm):
         statistics.mean.zero_(), statistics.var.fill_(1)
     expected = first_norm_statistics(task, norm)
     seen = []
-    activation = task.student.encoder.levels[0][2]
-    hook = activation.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
+    first = task.student.encoder.levels[0]  # has no attention
+    hook = first.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
     task.teacher_maps(batch()[1])
     hook.remove()
-    assert np.allclose(seen[0].numpy(), expected, atol=1e-4)
+    assert np.allclose(seen[0].numpy(), np.where(expected > 0, expected, 0.2 * expected), atol=1e-4)
 
 
 @pytest.mark.parametrize("term", ["reconstruction", "ssim", "mirror"])

@@ -1,0 +1,235 @@
+"""The kernels as differentiable functions; each is tested against the operators of torch that it stands for."""
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from iaml.kernels import library
+
+TYPES = (torch.float32, torch.bfloat16)
+Sum = Callable[[Tensor], None]  # adds the tensors of all workers up, in place
+
+
+def usable(x: Tensor) -> bool:
+    """Whether kernels take the place of torch's operators for ``x``: on CPUs, in float32 and bfloat16.
+
+    A compiler that traces the network sees torch's operators, which it can fuse itself.
+    """
+    return x.is_cpu and x.dtype in TYPES and not torch.compiler.is_compiling() and not library.problem()
+
+
+def attend(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, window: Tensor) -> Tensor:
+    """CBAM: channels, then pixels, scaled by gates from their means and maxima; gates are computed in float32.
+
+    Args:
+        x: (B, C, H, W).
+        w1: first layer of the channel gates' MLP, (hidden, C), float32 as all that follow.
+        b1: (hidden,).
+        w2: (C, hidden).
+        b2: (C,).
+        window: of the pixel gates, (1, 2, 7, 7).
+
+    Returns:
+        As ``x``, channels last.
+    """
+    apply: Callable[..., Tensor] = _Attend.apply
+    return apply(_channels_last(x), w1, b1, w2, b2, window)
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and population variance by channel of (B, C, H, W): (C,), float32, without gradient."""
+    x = _channels_last(x.detach())
+    mean, var = x.new_empty((2, x.shape[1]), dtype=torch.float32)
+    _call("moments", x, x, mean, var)
+    return mean, var
+
+
+def normalise(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> Tensor:
+    """Normalise (B, C, H, W) by the given statistics, (C,), and activate; without gradient.
+
+    Args:
+        x: the maps.
+        mean: float32 as all that follow.
+        var: population variance.
+        weight: factor of the normalised values.
+        bias: what is added to them.
+        eps: added to the variance.
+        slope: of the activation below 0: 1 for none, 0 for ReLU.
+    """
+    x = _channels_last(x)
+    y = torch.empty_like(x)
+    _call("normalise", x, x, *_affine(mean, var, weight, bias, eps), slope, y)
+    return y
+
+
+def batch_norm(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    slope: float,
+    count: int,
+    add_up: Sum,
+) -> Tensor:
+    """As ``normalise``, by statistics of ``count`` values that ``x`` is part of, with the gradient through them."""
+    apply: Callable[..., Tensor] = _BatchNorm.apply
+    return apply(_channels_last(x), mean, var, weight, bias, eps, slope, count, add_up)
+
+
+def similarity(a: Tensor, b: Tensor, sigma: float, c1: float, c2: float) -> Tensor:
+    """Mean SSIM of each image with an 11x11 Gaussian window; its gradient reaches ``a`` alone.
+
+    Args:
+        a: (B, C, H, W), float32.
+        b: likewise.
+        sigma: of the window, pixels.
+        c1: constant of the luminance term.
+        c2: constant of the structure term.
+
+    Returns:
+        (B,), float32.
+    """
+    layout = torch.contiguous_format if a.is_contiguous() else torch.channels_last
+    images, clean = (image.detach().contiguous(memory_format=layout) for image in (a, b))
+    means, gradient = a.new_empty(len(a)), torch.empty_like(images)
+    is_last = int(layout == torch.channels_last)
+    _call("similarity", a, is_last, images, clean, ctypes.c_double(sigma), c1, c2, means, gradient)
+    apply: Callable[..., Tensor] = _WithGradient.apply
+    return apply(a, means, gradient)
+
+
+def mirror(u: Tensor, t: Tensor, emphasis: Tensor, epsilon: float) -> Tensor:
+    """``mean(W |z(u) - z(t)|)`` of each sample; its gradient reaches ``u`` alone.
+
+    Args:
+        u: the student's map, (B, C, H, W), float32 or bfloat16.
+        t: the teacher's, likewise.
+        emphasis: ``W``, (B, 1, H, W), float32.
+        epsilon: added to the standard deviation.
+
+    Returns:
+        (B,), float32.
+    """
+    student, teacher = _channels_last(u.detach()), _channels_last(t.detach().to(u.dtype))
+    means, gradient = emphasis.new_empty(len(u)), torch.empty_like(student)
+    _call("mirror", student, student, teacher, emphasis.contiguous(), epsilon, means, gradient)
+    apply: Callable[..., Tensor] = _WithGradient.apply
+    return apply(u, means, gradient)
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, window: Tensor) -> Tensor:
+        images, channels, height, width = x.shape
+        pools = w1.new_empty((2 * images, channels))  # the means, then the maxima
+        pool_ties = w1.new_empty((images, channels))
+        _call("attend_pool", x, x, pools[:images], pools[images:], pool_ties)
+        with torch.autocast("cpu", enabled=False):
+            hidden = torch.addmm(b1, pools, w1.t()).relu_()
+            gates = torch.addmm(b2, hidden, w2.t()).sigmoid_()
+        gate = gates[:images] + gates[images:]
+        pooled = w1.new_empty((images, 2, height, width))
+        ties, pixel_gate = w1.new_empty((2, images, height, width))
+        y = torch.empty_like(x)
+        _call("attend_scale", x, x, gate, window, pooled, ties, pixel_gate, y)
+        ctx.save_for_backward(x, w1, w2, window, pools, pool_ties, hidden, gates, gate, pooled, ties, pixel_gate)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        x, w1, w2, window, pools, pool_ties, hidden, gates, gate, pooled, ties, pixel_gate = ctx.saved_tensors
+        images, grad = len(x), _channels_last(gradients[0])
+        grad_gate, grad_window, grad_pooled = map(torch.empty_like, (gate, window, pooled))
+        saved = (gate, window, pooled, ties, pixel_gate)
+        _call("attend_gates_backward", x, grad, x, *saved, grad_gate, grad_window, grad_pooled)
+        grad_logits = torch.cat([grad_gate, grad_gate]).mul_(gates).mul_(1 - gates)
+        grad_hidden = (grad_logits @ w2).mul_(hidden > 0)
+        grad_pools = grad_hidden @ w1
+        grad_x = torch.empty_like(x)
+        through_pools = (grad_pools[:images], grad_pools[images:], pools[images:], pool_ties)
+        _call("attend_input_backward", x, grad, x, gate, pixel_gate, grad_pooled, pooled, ties, *through_pools, grad_x)
+        of_mlp = (grad_hidden.t() @ pools, grad_hidden.sum(0), grad_logits.t() @ hidden, grad_logits.sum(0))
+        return grad_x, *of_mlp, grad_window
+
+
+class _BatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        mean: Tensor,
+        var: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        slope: float,
+        count: int,
+        add_up: Sum,
+    ) -> Tensor:
+        scale, shift = _affine(mean, var, weight, bias, eps)
+        ctx.save_for_backward(x, mean, (var + eps).rsqrt(), scale, shift)
+        ctx.slope, ctx.count, ctx.add_up = slope, count, add_up
+        y = torch.empty_like(x)
+        _call("normalise", x, x, scale, shift, slope, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        x, mean, inverse_std, scale, shift = ctx.saved_tensors
+        grad = _channels_last(gradients[0])
+        local = mean.new_empty((2, len(mean)))
+        _call("normalise_sums", x, grad, x, mean, scale, shift, ctx.slope, local[0], local[1])
+        total = local.clone()
+        ctx.add_up(total)
+        constant, by_value = total[0] / ctx.count, total[1] * inverse_std.square() / ctx.count
+        grad_x = torch.empty_like(x)
+        _call("normalise_backward", x, grad, x, mean, scale, shift, ctx.slope, constant, by_value, grad_x)
+        return grad_x, None, None, local[1] * inverse_std, local[0], None, None, None, None
+
+
+class _WithGradient(torch.autograd.Function):
+    """Values by sample, (B,), whose gradient by ``x`` is known."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, values: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (gradient,) = ctx.saved_tensors
+        return gradient * gradients[0].to(gradient.dtype)[:, None, None, None], None, None
+
+
+def _affine(mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    scale = weight * (var + eps).rsqrt()
+    return scale, bias - mean * scale
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+class _Shape(ctypes.Structure):
+    """The ``Shape`` of blocks.h."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("bfloat16", "images", "channels", "height", "width")]
+
+
+def _call(name: str, maps: Tensor, *arguments: Tensor | float | ctypes.c_double) -> None:
+    """Call a kernel for maps of that shape and type; tensors are passed as pointers to their values."""
+    shape = _Shape(maps.dtype == torch.bfloat16, *maps.shape)
+    getattr(library.load(), name)(ctypes.byref(shape), *map(_to_c, arguments))
+
+
+def _to_c(argument: Tensor | float | ctypes.c_double) -> Any:
+    if isinstance(argument, Tensor):
+        return ctypes.c_void_p(argument.data_ptr())
+    if isinstance(argument, float):
+        return ctypes.c_float(argument)
+    return ctypes.c_int64(argument) if isinstance(argument, int) else argument
