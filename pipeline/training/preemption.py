@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from pipeline import interruption
 
-POLL_S = 2.0  # between two polls, each of which costs some milliseconds
+POLL_S = 2.0  # about what lies between two polls, each of which costs some milliseconds
 
 Notice = Literal["save", "stop"]
 NOTICES: tuple[Notice | None, ...] = (None, "save", "stop")
@@ -20,7 +20,8 @@ class Notices:
     """Polls whether the job is to stop or a node is about to be preempted; all workers poll together.
 
     Checkpoints are written by all workers together, so that one which writes while another steps on would wait for
-    ever: rank 0 alone decides when to poll and what to do.
+    ever: at each poll rank 0 alone decides what to do, and after how many steps to poll again. The steps between
+    exchange nothing.
 
     Args:
         rank: this worker's.
@@ -30,7 +31,8 @@ class Notices:
     def __init__(self, rank: int, device: torch.device) -> None:
         self._rank = rank
         self._device = device
-        self._next = 0.0
+        self._interval = self._steps_left = 1  # polls are this many steps apart; the first step is the first poll's
+        self._last_poll = time.monotonic()
         self._going: set[str] = set()
 
     def poll(self) -> Notice | None:
@@ -40,11 +42,24 @@ class Notices:
             ``stop``: write a checkpoint and return. ``save``: write one, once for each node of which Ray says that it
             will go, and train on; Ray Train starts the workers again elsewhere when it has gone.
         """
-        if not self._from_rank_zero(time.monotonic() >= self._next):
+        self._steps_left -= 1
+        if self._steps_left > 0:
             return None
-        self._next = time.monotonic() + POLL_S
         going = ray.train.get_preemption_info()  # all workers must ask, and each may have been told at another time
-        return NOTICES[self._from_rank_zero(self._decide(going.preempted_node_ids if going else []))]
+        decision = self._decide(going.preempted_node_ids if going else [])
+        shared = torch.tensor([decision, self._next_interval()], device=self._device)
+        dist.broadcast(shared, src=0)
+        decision, self._interval = map(int, shared.tolist())
+        self._steps_left, self._last_poll = self._interval, time.monotonic()
+        return NOTICES[decision]
+
+    def _next_interval(self) -> int:
+        """Steps that take ``POLL_S`` at this worker's pace since the last poll; rank 0's are what counts.
+
+        They are at most twice the last ones: a pace that a step or two had is no measure of hundreds.
+        """
+        steps_per_s = self._interval / (time.monotonic() - self._last_poll)
+        return max(1, min(2 * self._interval, int(POLL_S * steps_per_s)))
 
     def _decide(self, going: Sequence[str]) -> int:
         """Where in ``NOTICES`` this worker sees what is to be done; rank 0's is what counts."""
@@ -53,8 +68,3 @@ class Notices:
         is_known = self._going.issuperset(going)
         self._going.update(going)
         return NOTICES.index(None if is_known else "save")
-
-    def _from_rank_zero(self, number: int) -> int:
-        shared = torch.tensor(int(number), device=self._device)
-        dist.broadcast(shared, src=0)
-        return int(shared)
