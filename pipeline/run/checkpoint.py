@@ -81,18 +81,31 @@ def step_of(name: str, prefix: str = PREFIX) -> int | None:
     return int(digits) if digits.isdecimal() and name_at(int(digits), prefix) == name else None
 
 
-def write(
-    folder: Path,
-    task: TeacherStudent,
-    optimizer: dict[str, Tensor],
-    progress: Progress,
-    config: Config,
-    provenance: dict[str, Any],
-) -> None:
+@dataclass(frozen=True)
+class Snapshot:
+    """A checkpoint's tensors, copied to host memory: training may go on while they are written.
+
+    Attributes:
+        student: the student's.
+        teacher: the averaged decoder and the statistics of clean images.
+        optimizer: Adam's moments, whole.
+    """
+
+    student: dict[str, Tensor]
+    teacher: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+
+    @classmethod
+    def take(cls, task: TeacherStudent, optimizer: Mapping[str, Tensor]) -> "Snapshot":
+        """Copy what ``task`` holds now, and ``optimizer`` as ``Engine.optimizer_state`` gave it."""
+        return cls(_copies(task.student.state_dict()), _copies(_teacher_parts(task).state_dict()), _copies(optimizer))
+
+
+def write(folder: Path, snapshot: Snapshot, progress: Progress, config: Config, provenance: Mapping[str, Any]) -> None:
     """Write a checkpoint's files into a local folder, to be uploaded by ``storage.upload_folder``."""
-    save_file(_tensors(task.student), folder / STUDENT)
-    save_file(_tensors(_teacher_parts(task)), folder / TEACHER)
-    save_file(optimizer, folder / OPTIMIZER)
+    save_file(snapshot.student, folder / STUDENT)
+    save_file(snapshot.teacher, folder / TEACHER)
+    save_file(snapshot.optimizer, folder / OPTIMIZER)
     (folder / SETTINGS).write_text(config.to_yaml())
     (folder / PROVENANCE).write_text(json.dumps(provenance, indent=2))
     checksums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in WEIGHT_FILES}
@@ -274,8 +287,9 @@ def _teacher_parts(task: TeacherStudent) -> nn.ModuleDict:
     return nn.ModuleDict({"decoder": task.teacher_decoder, "clean_statistics": task.clean_statistics})
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    layout = torch.contiguous_format  # all that safetensors writes
+    return {name: value.to("cpu", copy=True, memory_format=layout) for name, value in tensors.items()}
 
 
 def _read_tensors(url: str, name: str) -> dict[str, Tensor]:

@@ -7,6 +7,8 @@
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pipeline import storage
@@ -51,6 +53,16 @@ def claim(config: Config, provenance: dict[str, Any]) -> None:
 def stop(run: str, reason: str) -> None:
     """Store why a run gives up, since workers that are started again would come to the same end."""
     storage.write_text(storage.join(run, STOPPED), reason)
+
+
+@contextmanager
+def stop_on_value_error(run: str) -> Iterator[None]:
+    """Within, a ``ValueError``, which is for the user to settle, is stored as why the run gives up."""
+    try:
+        yield
+    except ValueError as error:
+        stop(run, " ".join(str(error).split()))
+        raise
 
 
 def stop_reason(run: str) -> str:

@@ -4,14 +4,12 @@ resume from the newest checkpoint, if there is one
 for each step:
 read this worker's part of the global batch
 losses of student and teacher -> gradients -> optimizer step -> teacher's average
-now and then: record metrics, write a checkpoint and have it scored
-when asked to stop: write a checkpoint and return
+now and then: record metrics; copy the state to host memory, for a checkpoint to be written and scored beside training
+when asked to stop: have a checkpoint written, wait for it and return
 """
 
 import logging
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -19,10 +17,8 @@ import ray.train.collective
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from iaml import TeacherStudent
-from pipeline import storage
 from pipeline.data.loader import Loader
 from pipeline.data.manifest import load_manifest
 from pipeline.data.order import WorkerShare
@@ -32,6 +28,7 @@ from pipeline.settings.config import Config
 from pipeline.telemetry import Telemetry
 from pipeline.terminal import log
 from pipeline.training import topology
+from pipeline.training.checkpointing import CheckpointWriter
 from pipeline.training.engine import Engine, StepResult
 from pipeline.training.monitor import Monitor
 from pipeline.training.preemption import Notices
@@ -58,14 +55,12 @@ def train(settings: dict[str, Any]) -> None:
         return
     if lease.is_lost(config.run.url, settings["lease"]):
         return  # the driver says it; workers that were started again would lose their checkpoints again
-    try:
-        _train(config, settings["provenance"], settings["lease"])
-    except ValueError as error:
-        record.stop(config.run.url, " ".join(str(error).split()))
-        raise
+    provenance, lease_id = settings["provenance"], settings["lease"]
+    with record.stop_on_value_error(config.run.url), CheckpointWriter(config, provenance, lease_id) as writer:
+        _train(config, provenance, lease_id, writer)
 
 
-def _train(config: Config, provenance: dict[str, Any], lease_id: str) -> None:
+def _train(config: Config, provenance: dict[str, Any], lease_id: str, writer: CheckpointWriter) -> None:
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     share = WorkerShare(rank, workers, config.micro_batch, config.train.accumulation)
@@ -74,9 +69,9 @@ def _train(config: Config, provenance: dict[str, Any], lease_id: str) -> None:
         lease.check(config.run.url, lease_id)  # before checkpoints are invalidated
     task, engine, progress = _build(config, provenance.get("start_from"), device)
     loader = Loader([load_manifest(url) for url in config.data.urls], config.data, share, config.run.seed)
-    reporter = _Reporter(config, provenance, lease_id, progress) if share.rank == 0 else None
+    monitor = Monitor(config.run.url, config.train.steps, progress.step, share.global_batch) if rank == 0 else None
     places = topology.gather()
-    if reporter:
+    if monitor:
         _log_all([*topology.describe(places), *(str(reader.cache) for reader in loader.readers if reader.cache)])
     window, notices = _Window(), Notices(share.rank, device)
     telemetry = Telemetry(run=config.run.name, rank=str(share.rank))
@@ -90,7 +85,7 @@ def _train(config: Config, provenance: dict[str, Any], lease_id: str) -> None:
         if not result.applied:
             _log_skipped_step(progress, result, share.rank)
             if progress.nonfinite_in_a_row == config.train.nonfinite_limit:
-                if reporter:
+                if monitor:
                     record.stop(config.run.url, f"{config.train.nonfinite_limit} {NOT_FINITE}")
                 break
         if last or progress.step % config.train.log_every == 0:
@@ -98,17 +93,18 @@ def _train(config: Config, provenance: dict[str, Any], lease_id: str) -> None:
             if config.data.on_bad_data == "skip":
                 metrics["skipped_pairs"] = _sum_over_workers(loader.skipped, device)
             telemetry.record(loader.state()._asdict())
-            if reporter:
-                reporter.monitor.record(progress.step, metrics)
+            if monitor:
+                monitor.record(progress.step, metrics)
         notice = notices.poll()
         if last or progress.step % config.checkpoint.every == 0:
-            _write_checkpoint(reporter, task, engine, progress, checkpoint.PREFIX)
+            writer.write(task, engine, progress, checkpoint.PREFIX, monitor)
         elif notice:
-            _write_checkpoint(reporter, task, engine, progress, checkpoint.INTERIM)
+            writer.write(task, engine, progress, checkpoint.INTERIM, monitor)
         if notice == "stop":
             break
-    if reporter:
-        reporter.monitor.close()
+    writer.wait()
+    if monitor:
+        monitor.close()
 
 
 def _build(
@@ -145,17 +141,6 @@ def _newest_checkpoint(run: str, rank: int) -> str | None:
     return found
 
 
-def _write_checkpoint(
-    reporter: "_Reporter | None", task: TeacherStudent, engine: Engine, progress: Progress, prefix: str
-) -> None:
-    """Write a checkpoint; all workers must call this together."""
-    optimizer = engine.optimizer_state()
-    if reporter:
-        reporter.write_checkpoint(task, optimizer, progress, prefix)
-    else:
-        ray.train.report({}, checkpoint_dir_name=checkpoint.name_at(progress.step, prefix))
-
-
 def _sum_over_workers(number: float, device: torch.device) -> float:
     total = torch.tensor(float(number), device=device)
     dist.all_reduce(total)
@@ -189,55 +174,12 @@ class _Window:
         }
 
 
-class _Reporter:
-    """Rank 0's part: the monitor, and checkpoints handed to Ray Train."""
-
-    def __init__(self, config: Config, provenance: dict[str, Any], lease_id: str, progress: Progress) -> None:
-        self._config = config
-        self._lease_id = lease_id
-        self._provenance = provenance
-        self.monitor = Monitor(config.run.url, config.train.steps, progress.step, config.train.global_batch)
-
-    def write_checkpoint(
-        self, task: TeacherStudent, optimizer: dict[str, Tensor], progress: Progress, prefix: str
-    ) -> None:
-        """Store a checkpoint whole and, unless it is an interim one, ask for its scores.
-
-        Raises:
-            LeaseLostError: another process trains the run by now.
-        """
-        lease.check(self._config.run.url, self._lease_id)
-        self.monitor.save()
-        name = checkpoint.name_at(progress.step, prefix)
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint.write(Path(folder), task, optimizer, progress, self._config, self._provenance)
-            ray.train.report(
-                {},
-                checkpoint=ray.train.Checkpoint.from_directory(folder),
-                checkpoint_dir_name=name,
-                checkpoint_upload_fn=self._upload,
-                validation=prefix == checkpoint.PREFIX,
-            )
-        if prefix == checkpoint.PREFIX:
-            self.monitor.note_checkpoint(progress.step)
-        for older in checkpoint.complete_checkpoints(self._config.run.url, checkpoint.INTERIM):
-            if storage.name_of(older) != name:
-                checkpoint.delete_weights(older)
-        log(f"checkpoint {storage.join(self._config.run.url, name)}")
-
-    def _upload(self, local: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-        url = storage.join(self._config.run.url, name)
-        storage.upload_folder(Path(local.path), url, last=checkpoint.STATE, stale=checkpoint.SCORED)
-        place = ray.train.get_context().get_storage()
-        return ray.train.Checkpoint(f"{place.experiment_fs_path}/{name}", filesystem=place.storage_filesystem)
-
-
 def _log_all(lines: Sequence[str]) -> None:
     for line in lines:
         log(line)
 
 
 def _log_skipped_step(progress: Progress, result: StepResult, rank: int) -> None:
-    terms = "  ".join(f"{name} {float(value):.4g}" for name, value in result.losses.items())
     if rank == 0:
+        terms = "  ".join(f"{name} {float(value):.4g}" for name, value in result.losses.items())
         log(f"step {progress.step} skipped: the loss or its gradient is not finite on some worker (here: {terms})")

@@ -59,8 +59,8 @@ class Monitor:
         self._telemetry.record({"checkpoint_step": step})
 
     def save(self) -> None:
-        """Write the records to the run's storage, whole."""
-        lines = "".join(json.dumps(record) + "\n" for record in self._records)
+        """Write the records so far to the run's storage, whole; another thread may record more meanwhile."""
+        lines = "".join(json.dumps(record) + "\n" for record in tuple(self._records))
         storage.write_text(storage.join(self._run, METRICS), lines)
         self._writer.flush()
         if not storage.is_local(self._run):

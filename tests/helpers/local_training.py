@@ -3,7 +3,9 @@
 from __future__ import annotations  # those of the functions that go to a worker are not evaluated there
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from ray import cloudpickle
 from safetensors.torch import load_file
-from workers import run_workers
+from workers import WorkerGroup, run_workers
 
 from pipeline.launch.provenance import find_initial_weights
 from pipeline.settings.config import Config
@@ -61,10 +64,15 @@ class Training:
         return load_file(self.folder / folder / f"{file}.safetensors")
 
 
-def train(config: Config) -> Training:
-    """Train a run."""
-    (found,) = run_workers(1, _train, config.model_dump(mode="json"), {"start_from": find_initial_weights(config)})
+def train(config: Config, within: Callable[[], AbstractContextManager[None]] = nullcontext) -> Training:
+    """Train a run; ``within`` makes what the worker trains within."""
+    (found,) = run_workers(1, *_call(config, within))
     return Training(config, **found)
+
+
+def train_in_new_process(config: Config, within: Callable[[], AbstractContextManager[None]]) -> None:
+    """Train a run in a process that may end; AssertionError when it does."""
+    WorkerGroup(1).run(*_call(config, within))
 
 
 def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
@@ -72,7 +80,15 @@ def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> 
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def _train(settings: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
+def _call(config: Config, within: Callable[[], AbstractContextManager[None]]) -> tuple[Any, ...]:
+    for function in (_train, within):
+        cloudpickle.register_pickle_by_value(sys.modules[function.__module__])
+    return _train, config.model_dump(mode="json"), {"start_from": find_initial_weights(config)}, within
+
+
+def _train(
+    settings: dict[str, Any], provenance: dict[str, Any], within: Callable[[], AbstractContextManager[None]]
+) -> dict[str, Any]:
     import contextlib
     import io
     from unittest.mock import patch
@@ -90,6 +106,7 @@ def _train(settings: dict[str, Any], provenance: dict[str, Any]) -> dict[str, An
         patch.object(loop, "Engine", _watched(loop.Engine, seen)),
         contextlib.suppress(ValueError),  # the loop has stored the reason
         patch.object(loop.topology, "gather", lambda: [Place("here", None)]),  # it would start a cluster
+        within(),
     ):
         loop.train({"config": settings, "provenance": provenance, "lease": "none"})
     assert not ray.is_initialized()
@@ -97,20 +114,12 @@ def _train(settings: dict[str, Any], provenance: dict[str, Any]) -> dict[str, An
 
 
 def _worker() -> Any:
-    """Ray's stand-in without a cluster, which also stores what is reported."""
+    """Ray's stand-in without a cluster, for which what is reported goes nowhere."""
     from types import SimpleNamespace
 
     from ray.train.v2._internal.execution.train_fn_utils import LocalTrainFnUtils
 
-    class Worker(LocalTrainFnUtils):
-        def report(
-            self, metrics: Any, checkpoint: Any = None, checkpoint_dir_name: str = "",
-            checkpoint_upload_fn: Any = None, **_: Any,
-        ) -> None:  # fmt: skip
-            if checkpoint:
-                checkpoint_upload_fn(checkpoint, checkpoint_dir_name)
-
-    worker = Worker("local")
+    worker = LocalTrainFnUtils("local")
     worker.get_context().get_storage = lambda: SimpleNamespace(experiment_fs_path="", storage_filesystem=None)
     return worker
 

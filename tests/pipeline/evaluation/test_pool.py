@@ -30,7 +30,7 @@ from pipeline.evaluation.failures import MachineError
 from pipeline.evaluation.pool import Pool
 from pipeline.evaluation.scorer import find_lpips
 from pipeline.run import checkpoint, scores
-from pipeline.run.checkpoint import Progress
+from pipeline.run.checkpoint import Progress, Snapshot
 from pipeline.run.pictures import VIEWS
 from pipeline.settings.config import Config
 from pipeline.settings.evaluation import EvaluationSettings
@@ -69,7 +69,7 @@ def write_checkpoint(folder: Path, manifest: Manifest) -> str:
     torch.manual_seed(0)
     task = TeacherStudent(config.network)
     (folder / "local").mkdir()
-    checkpoint.write(folder / "local", task, {}, Progress(step=2), config, {})
+    checkpoint.write(folder / "local", Snapshot.take(task, {}), Progress(step=2), config, {})
     storage.upload_folder(folder / "local", url, last=checkpoint.STATE)
     return url
 

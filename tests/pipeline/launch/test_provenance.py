@@ -12,7 +12,7 @@ from iaml import NetworkSettings, TeacherSettings, TeacherStudent
 from pipeline import storage
 from pipeline.launch.provenance import collect_provenance, find_initial_weights
 from pipeline.run import checkpoint, record
-from pipeline.run.checkpoint import Progress
+from pipeline.run.checkpoint import Progress, Snapshot
 from pipeline.settings.config import Config
 
 NETWORK = NetworkSettings(width=1 / 16)
@@ -40,7 +40,7 @@ def source(tmp_path: Path) -> tuple[str, TeacherStudent]:
             value.add_(torch.rand_like(value))
     local, url = tmp_path / "local", str(tmp_path / "old/checkpoint-00000009")
     local.mkdir()
-    checkpoint.write(local, task, {}, Progress(9, 72, 5, 0, 2), config(tmp_path, "old", None), {})
+    checkpoint.write(local, Snapshot.take(task, {}), Progress(9, 72, 5, 0, 2), config(tmp_path, "old", None), {})
     storage.upload_folder(local, url, last=checkpoint.STATE)
     return url, task
 

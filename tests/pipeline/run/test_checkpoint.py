@@ -13,7 +13,7 @@ import torch
 from iaml import AutoEncoder, NetworkSettings, TeacherSettings, TeacherStudent
 from pipeline import storage
 from pipeline.run import checkpoint
-from pipeline.run.checkpoint import Progress
+from pipeline.run.checkpoint import Progress, Snapshot
 from pipeline.settings.config import Config
 
 NETWORK = NetworkSettings(width=1 / 16)
@@ -49,7 +49,7 @@ def written(tmp_path):
     local.mkdir()
     run.mkdir()
     moments = {"student.x.exp_avg": torch.ones(3)}
-    checkpoint.write(local, task, moments, Progress(2, 16, 2, 0), make_config(run), {"git": "abc"})
+    checkpoint.write(local, Snapshot.take(task, moments), Progress(2, 16, 2, 0), make_config(run), {"git": "abc"})
     url = storage.join(str(run), checkpoint.name_at(2))
     storage.upload_folder(local, url, last=checkpoint.STATE)
     return str(run), url, task
