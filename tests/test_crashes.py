@@ -17,7 +17,6 @@ from terminals import Terminal, press_ctrl_c
 
 from pipeline import interruption, storage
 from pipeline.run import history, scores
-from pipeline.training import preemption
 
 
 def at_step(process, step, act):
@@ -39,11 +38,11 @@ def training_worker(head):
     return next(each for each in named if each in ours and "RayTrainWorker" in "".join(each.info["cmdline"] or ()))
 
 
-def ask_to_make_way(process, worker):
-    """Ask the driver, and hold a worker until it is due to look, lest the last step comes first."""
+def ask_to_stop(process, worker):
+    """Ask the driver, and hold a worker until all can know, lest the last poll comes first."""
     worker.suspend()
     press_ctrl_c(process)
-    time.sleep(preemption.LOOK_S)
+    time.sleep(1)
     worker.resume()
 
 
@@ -69,10 +68,10 @@ def test_a_killed_worker_leaves_no_trace_nor_does_s3(trained, command, shards, s
     arguments = [*arguments, "--data.url", f"{bucket}/set", "--run.root", f"{bucket}/runs"]
     arguments += ["--data.cache", str(tmp_path), "--evaluation.lpips", "none"]
     process = command.start("pipeline/train.py", *arguments)
-    at_step(process, 13, lambda: training_worker(command.head).kill())
+    at_step(process, 25, lambda: training_worker(command.head).kill())  # the second checkpoint may be half written
     output = process.communicate(timeout=200)[0]
     assert process.returncode == 0, output
-    assert re.search(rf"resuming from {torn}/checkpoint-000000(12|24) at step \1", output)
+    assert re.search(rf"resuming from {torn}/checkpoint-000000(12|24|36) at step \1", output)
     assert f"report: {torn}/report.html" in output
     assert list(tmp_path.rglob("*.tar")) and list(tmp_path.rglob("*.pixels"))
     assert_no_trace(torn, whole)
@@ -84,7 +83,7 @@ def test_ctrl_c_and_a_killed_driver_and_lost_and_damaged_checkpoints_leave_no_tr
     torn = whole.with_name("torn")
     arguments = [*arguments, "--run.name", "torn", "--evaluation.lpips", "none"]
     process = command.start("pipeline/train.py", *arguments)
-    at_step(process, 25, lambda: ask_to_make_way(process, training_worker(command.head)))
+    at_step(process, 13, lambda: ask_to_stop(process, training_worker(command.head)))
     assert "interrupted; run the same command again to resume" in process.communicate(timeout=60)[0]
     assert process.returncode == interruption.STATUS
 
@@ -93,7 +92,7 @@ def test_ctrl_c_and_a_killed_driver_and_lost_and_damaged_checkpoints_leave_no_tr
     output = at_step(process, 37, process.kill)
     process.wait(30)
     kept = re.search(rf"resuming from {torn}/interim-000000(\d\d) at step \1", output)
-    assert kept and int(kept[1]) > 24
+    assert kept and int(kept[1]) > 12
     assert not (torn / "checkpoint-00000048").exists()
     time.sleep(2)  # Ray notices that the driver is gone and ends its workers
     damaged = torn / "checkpoint-00000036/optimizer.safetensors"
