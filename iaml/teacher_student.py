@@ -45,9 +45,9 @@ class TeacherStudent(nn.Module):
     The teacher's encoder is the student's. Only the student's parameters are trained; projections whose
     scale has no weight are left out. The average is kept in float32.
 
-    Attributes:
-        updates: how often the teacher has moved; it sets the warm-up, so save it with the weights.
     """
+
+    _updates: Tensor
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class TeacherStudent(nn.Module):
         self.teacher_decoder = copy.deepcopy(self.student.decoder).float().requires_grad_(False)
         channels = self._channels() if self.settings.norm == "separate" else []
         self.clean_statistics = nn.ModuleList(RunningStatistics(count) for count in channels)
-        self.updates = 0
+        self.register_buffer("_updates", torch.zeros((), dtype=torch.int64), persistent=False)
         self._freeze_unused_projections()
 
     def forward(self, low: Tensor, clean: Tensor) -> dict[str, Tensor]:
@@ -91,17 +91,31 @@ class TeacherStudent(nn.Module):
         return self.teacher_decoder.mirror_maps(self.teacher_decoder(pyramid, norms[-SCALES:]))
 
     @property
-    def ema_rate(self) -> float:
-        """The rate ``m_t`` of the next update, warm-up included."""
+    def updates(self) -> int:
+        """How often the teacher has moved; it sets the warm-up, so save it with the weights. Waits for the device."""
+        return int(self._updates)
+
+    @updates.setter
+    def updates(self, count: int) -> None:
+        self._updates.fill_(count)
+
+    @property
+    def ema_rate(self) -> Tensor:
+        """The rate ``m_t`` of the next update, warm-up included: a float64 scalar on the device."""
         rate, power = self.settings.ema_rate, self.settings.ema_warmup
         if rate == 1 or power == 0:
-            return rate
-        return float(min(rate, 1 - (1 + self.updates) ** -power))
+            return torch.full_like(self._updates, rate, dtype=torch.float64)
+        return (1 - (1 + self._updates.double()) ** -power).clamp(max=rate)
 
     @torch.no_grad()
-    def after_optimizer_step(self) -> None:
-        """Move the teacher: ``T_D <- m_t T_D + (1 - m_t) S_D``; call once for each step that was applied."""
-        weight = 1 - self.ema_rate
+    def after_optimizer_step(self, applied: Tensor | bool = True) -> None:
+        """Move the teacher: ``T_D <- m_t T_D + (1 - m_t) S_D``; call once for each step.
+
+        Args:
+            applied: whether the step moved the weights; a scalar on the device is not waited for. The teacher stays
+                as it is where it is false.
+        """
+        weight = ((1 - self.ema_rate) * applied).float()
         averages = [*self.teacher_decoder.parameters(), *self.teacher_decoder.buffers()]
         sources = [*self.student.decoder.parameters(), *self.student.decoder.buffers()]
         for average, source in zip(averages, sources, strict=True):
@@ -109,7 +123,7 @@ class TeacherStudent(nn.Module):
                 average.lerp_(source.float(), weight)
             else:
                 average.copy_(source)
-        self.updates += 1
+        self._updates += applied
 
     def averaged_student(self) -> AutoEncoder:
         """A copy of the student with the averaged decoder: a second candidate for inference."""

@@ -36,7 +36,7 @@ def attend(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, window: Te
         As ``x``, channels last.
     """
     apply: Callable[..., Tensor] = _Attend.apply
-    return apply(_channels_last(x), w1, b1, w2, b2, window)
+    return apply(_channels_last(x), w1, b1, w2, b2, window.contiguous())
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,6 +223,8 @@ class _Shape(ctypes.Structure):
 
 def _call(name: str, maps: Tensor, *arguments: Tensor | float | ctypes.c_double) -> None:
     """Call a kernel for maps of that shape and type; tensors are passed as pointers to their values."""
+    for value in arguments:
+        assert not isinstance(value, Tensor) or value.shape == maps.shape or value.is_contiguous(), name
     shape = _Shape(maps.dtype == torch.bfloat16, *maps.shape)
     getattr(library.load(), name)(ctypes.byref(shape), *map(_to_c, arguments))
 

@@ -18,13 +18,18 @@ class OptimizerSettings(Settings):
     clip: float = Field(
         0.0, ge=0, description="largest gradient norm; larger gradients are scaled to it; 0 is no limit"
     )
-    precision: Literal["float32", "bf16"] = Field(
-        "float32", description="bf16 runs the networks under autocast; weights, losses and the average stay float32"
+    precision: Literal["auto", "float32", "bf16"] = Field(
+        "auto",
+        description="bf16 runs the networks under autocast; weights, losses and the average stay float32; auto is bf16 "
+        "where all workers' processors multiply it fast, else float32, so name one where a run is to resume on others",
     )
     zero_stage: int = Field(
-        1, ge=0, description="DeepSpeed ZeRO stage: 0 shards nothing, 1 the optimizer state, 2 the gradients as well"
+        0,
+        ge=0,
+        description="DeepSpeed ZeRO stage: 0 shards nothing, which is fastest for a network of this size; 1 shards the "
+        "optimizer state, 2 the gradients as well",
     )
-    channels_last: bool = Field(False, description="lay feature maps out with channels last, often faster on GPUs")
+    channels_last: bool = Field(True, description="lay feature maps out with channels last, which is faster")
 
     @field_validator("zero_stage")
     @classmethod

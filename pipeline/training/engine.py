@@ -1,6 +1,5 @@
 """The engine around DeepSpeed: one optimizer step at a time, and a state that any number of workers can load."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -8,64 +7,36 @@ from typing import Any, cast
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state
 from torch import Tensor
 
 from iaml import TeacherStudent, use_global_batch_norm
 from pipeline.settings.optimizer import OptimizerSettings
+from pipeline.training.step import GuardedAdam, multiplies_bf16_fast, poison_unless_finite, restore_unless
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # the state that Adam keeps for each parameter
 
 
-class GuardedAdam(torch.optim.Adam):
-    """Adam for ZeRO stage 0 that does what DeepSpeed's sharded optimizers do by themselves.
-
-    It clips by the global norm and skips a step whose gradients are not finite.
-    """
-
-    overflow = False
-    _global_grad_norm = 0.0
-
-    def __init__(self, parameters: Sequence[Tensor], *, clip: float, **options: Any) -> None:
-        super().__init__(parameters, **options)
-        self._clip = clip
-
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Clip, check and step."""
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self._clip or math.inf)
-        self._report_to_deepspeed(float(norm))
-        if not self.overflow:
-            super().step()
-
-    def _report_to_deepspeed(self, norm: float) -> None:
-        """Have ``get_global_grad_norm`` and ``was_step_applied`` of DeepSpeed's engine speak of this step.
-
-        The engine (0.19.8) looks for these two names; an optimizer of one's own has no public way to tell it.
-        """
-        self._global_grad_norm = norm
-        self.overflow = not math.isfinite(norm)
-
-
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did.
+    """What one step did: scalars on the device, which are to be read only where they are needed.
 
     Attributes:
-        losses: means over the micro-batches of this worker, by name, on the device.
+        losses: means over the micro-batches of this worker, by name.
         grad_norm: norm of the global gradient before clipping; infinite or NaN when the step was skipped.
         ema_rate: rate ``m_t`` of the teacher's update.
         applied: whether the weights moved.
     """
 
     losses: dict[str, Tensor]
-    grad_norm: float
-    ema_rate: float
-    applied: bool
+    grad_norm: Tensor
+    ema_rate: Tensor
+    applied: Tensor
 
 
 class Engine:
-    """A ``TeacherStudent`` under DeepSpeed.
+    """A ``TeacherStudent`` under DeepSpeed; all workers build and step theirs together.
 
     Args:
         task: the method, already on its device, with the weights to start from; from here on its batch normalisation
@@ -73,6 +44,9 @@ class Engine:
         settings: optimizer, schedule and precision.
         micro_batch: samples of one worker in one forward pass.
         accumulation: forward passes for one optimizer step.
+
+    Attributes:
+        is_bf16: whether the networks run in bfloat16.
     """
 
     def __init__(self, task: TeacherStudent, settings: OptimizerSettings, micro_batch: int, accumulation: int) -> None:
@@ -81,6 +55,9 @@ class Engine:
         self._settings = settings
         self._trained = {name: value for name, value in task.named_parameters() if value.requires_grad}
         self._device = next(task.parameters()).device
+        self.is_bf16 = settings.precision == "bf16" or (
+            settings.precision == "auto" and _multiply_bf16_fast(self._device)
+        )
         disable_shared_memory_operator()
         self._engine, *_ = deepspeed.initialize(
             args=arguments_for(self._device),
@@ -91,6 +68,11 @@ class Engine:
         )
         if self._engine.device != self._device:
             raise RuntimeError(f"DeepSpeed would train on {self._engine.device}, the networks lie on {self._device}")
+        if settings.channels_last and settings.zero_stage == 0:
+            # only now: DeepSpeed (0.19.8) broadcasts contiguous weights alone, and ZeRO flattens them
+            for value in [*task.parameters(), *task.buffers()]:
+                if value.dim() == 4:
+                    value.data = value.data.contiguous(memory_format=torch.channels_last)
         self._start_moments(steps=0)
 
     def step(self, batches: Sequence[tuple[Tensor, Tensor]], learning_rate: float) -> StepResult:
@@ -105,24 +87,29 @@ class Engine:
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        buffers = [buffer.clone() for buffer in self.task.buffers()]
+        statistics = [*self.task.student.buffers(), *self.task.clean_statistics.buffers()]
+        before = [value.clone() for value in statistics]
         sums: dict[str, Tensor] = {}
         for low, clean in batches:
             losses = self._engine(self._images(low), self._images(clean))
-            loss = losses["loss"]
-            # a loss of NaN or infinity makes every gradient NaN, so that all workers skip the step
-            self._engine.backward(loss * torch.where(loss.detach().isfinite(), 1.0, math.nan))
+            self._engine.backward(poison_unless_finite(losses["loss"]))
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() / len(batches)
             self._engine.step()
-        applied = bool(self._engine.was_step_applied())
+        grad_norm, applied = self._outcome()
+        restore_unless(applied, statistics, before)
         rate = self.task.ema_rate
-        if applied:
-            self.task.after_optimizer_step()
-        else:
-            for buffer, before in zip(self.task.buffers(), buffers, strict=True):
-                buffer.copy_(before)
-        return StepResult(sums, float(self._engine.get_global_grad_norm()), rate, applied)
+        self.task.after_optimizer_step(applied)
+        return StepResult(sums, grad_norm, rate, applied)
+
+    def _outcome(self) -> tuple[Tensor, Tensor]:
+        """The gradient's norm, and whether the weights moved."""
+        optimizer = self._engine.optimizer
+        if isinstance(optimizer, GuardedAdam):
+            return optimizer.grad_norm, optimizer.applied
+        # ZeRO's own optimizers have waited for the device
+        norm, applied = float(self._engine.get_global_grad_norm()), bool(self._engine.was_step_applied())
+        return torch.tensor(norm, device=self._device), torch.tensor(applied, device=self._device)
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """Adam's moments by ``name.moment``, whole, on the CPU; all workers must call this together."""
@@ -153,13 +140,14 @@ class Engine:
         for group in adam.param_groups:
             for value in group["params"]:
                 moments = {key: torch.zeros_like(value) for key in MOMENTS}
-                adam.state[value] = {"step": torch.tensor(float(steps)), **moments}
+                device = value.device if isinstance(adam, GuardedAdam) else None  # fused, it counts where it computes
+                adam.state[value] = {"step": torch.tensor(float(steps), device=device), **moments}
         if self._settings.zero_stage > 0:
             link_moments(zero)
         return adam
 
     def _images(self, batch: Tensor) -> Tensor:
-        # feature maps keep the images' layout; the weights, which DeepSpeed broadcasts and flattens, stay contiguous
+        # feature maps keep the images' layout
         layout = torch.channels_last if self._settings.channels_last else torch.contiguous_format
         images = batch.to(self._device, non_blocking=True)
         return images.to(torch.float32, memory_format=layout).div_(255)
@@ -180,12 +168,19 @@ class Engine:
             "gradient_clipping": self._settings.clip if stage > 0 else 0.0,
             "zero_optimization": {"stage": stage, "overlap_comm": False},
             "torch_autocast": {
-                "enabled": self._settings.precision == "bf16",
+                "enabled": self.is_bf16,
                 "dtype": "bfloat16",
                 "lower_precision_safe_modules": [],  # the layers whose gradients would be exchanged in bf16
             },
             "steps_per_print": None,
         }
+
+
+def _multiply_bf16_fast(device: torch.device) -> bool:
+    """Whether the processors of all workers multiply bfloat16 fast; all workers must ask together."""
+    slow = torch.tensor(float(not multiplies_bf16_fast(device)), device=device)
+    dist.all_reduce(slow)
+    return not slow.item()
 
 
 def disable_shared_memory_operator() -> None:

@@ -18,7 +18,7 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
-from iaml import TeacherStudent
+from iaml import TeacherStudent, kernels
 from pipeline.data.loader import Loader
 from pipeline.data.manifest import load_manifest
 from pipeline.data.order import WorkerShare
@@ -72,31 +72,33 @@ def _train(config: Config, provenance: dict[str, Any], lease_id: str, writer: Ch
     monitor = Monitor(config.run.url, config.train.steps, progress.step, share.global_batch) if rank == 0 else None
     places = topology.gather()
     if monitor:
-        _log_all([*topology.describe(places), *(str(reader.cache) for reader in loader.readers if reader.cache)])
-    window, notices = _Window(), Notices(share.rank, device)
+        caches = [str(reader.cache) for reader in loader.readers if reader.cache]
+        _log_all([*topology.describe(places), *_describe_arithmetic(engine), *caches])
+    window, notices = _Window(progress, share), Notices(share.rank, device)
     telemetry = Telemetry(run=config.run.name, rank=str(share.rank))
     for step, batches in loader.steps(progress.step, config.train.steps):
         checkpoint.seed_random_numbers(config.run.seed, step, share.rank)
         rate = config.optimizer.rate_at(step, config.train.steps)
-        result = engine.step([batch.on(device) for batch in batches], rate)
-        progress = progress.after_step(share.global_batch, result.applied)
-        window.add(result)
-        last = progress.step == config.train.steps
-        if not result.applied:
-            _log_skipped_step(progress, result, share.rank)
+        window.add(engine.step([batch.on(device) for batch in batches], rate))
+        notice = notices.poll()
+        done = step + 1
+        last = done == config.train.steps
+        is_logged, is_saved = (last or done % every == 0 for every in (config.train.log_every, config.checkpoint.every))
+        # whether a step was applied is known once the device has computed it, which is waited for only where it matters
+        if is_logged or is_saved or notice or window.may_reach(config.train.nonfinite_limit):
+            progress = window.settle()
             if progress.nonfinite_in_a_row == config.train.nonfinite_limit:
                 if monitor:
                     record.stop(config.run.url, f"{config.train.nonfinite_limit} {NOT_FINITE}")
                 break
-        if last or progress.step % config.train.log_every == 0:
+        if is_logged:
             metrics = window.means(rate)
             if config.data.on_bad_data == "skip":
                 metrics["skipped_pairs"] = _sum_over_workers(loader.skipped, device)
             telemetry.record(loader.state()._asdict())
             if monitor:
                 monitor.record(progress.step, metrics)
-        notice = notices.poll()
-        if last or progress.step % config.checkpoint.every == 0:
+        if is_saved:
             writer.write(task, engine, progress, checkpoint.PREFIX, monitor)
         elif notice:
             writer.write(task, engine, progress, checkpoint.INTERIM, monitor)
@@ -148,18 +150,41 @@ def _sum_over_workers(number: float, device: torch.device) -> float:
 
 
 class _Window:
-    """Sums what the steps since the last record did."""
+    """The steps since the last record, and how far they have brought the run.
 
-    def __init__(self) -> None:
-        self._results: list[StepResult] = []
+    Args:
+        progress: where the run is.
+        share: this worker's part of each step.
+    """
+
+    def __init__(self, progress: Progress, share: WorkerShare) -> None:
+        self._progress = progress
+        self._share = share
+        self._new: list[StepResult] = []  # of which it is not known yet whether they were applied
+        self._applied: list[StepResult] = []
 
     def add(self, result: StepResult) -> None:
-        if result.applied:
-            self._results.append(result)
+        self._new.append(result)
+
+    def may_reach(self, limit: int) -> bool:
+        """Whether so many steps in a row may have been skipped by now."""
+        return self._progress.nonfinite_in_a_row + len(self._new) >= limit
+
+    def settle(self) -> Progress:
+        """Wait for the steps that were added, name those that were skipped, and return where the run is."""
+        new, self._new = self._new, []
+        applied = torch.stack([result.applied for result in new]).tolist() if new else []
+        for result, is_applied in zip(new, applied, strict=True):
+            self._progress = self._progress.after_step(self._share.global_batch, is_applied)
+            if is_applied:
+                self._applied.append(result)
+            else:
+                _log_skipped_step(self._progress, result, self._share.rank)
+        return self._progress
 
     def means(self, learning_rate: float) -> dict[str, float]:
-        """Means over the window's applied steps and all workers; all workers must call this together."""
-        results, self._results = self._results, []
+        """Means over the applied steps since the last record and all workers; all workers must call this together."""
+        results, self._applied = self._applied, []
         if not results:
             return {"learning_rate": learning_rate}
         names = list(results[0].losses)
@@ -169,9 +194,16 @@ class _Window:
         return {
             **dict(zip(names, losses.tolist(), strict=True)),
             "learning_rate": learning_rate,
-            "grad_norm": sum(result.grad_norm for result in results) / len(results),
-            "ema_rate": results[-1].ema_rate,
+            "grad_norm": float(torch.stack([result.grad_norm for result in results]).mean()),
+            "ema_rate": float(results[-1].ema_rate),
         }
+
+
+def _describe_arithmetic(engine: Engine) -> list[str]:
+    lines = [f"networks in {'bf16' if engine.is_bf16 else 'float32'}"]
+    if problem := kernels.problem():
+        lines.append(f"no fused kernels, so that CPUs train more slowly: {problem}")
+    return lines
 
 
 def _log_all(lines: Sequence[str]) -> None:

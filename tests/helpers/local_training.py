@@ -137,7 +137,7 @@ def _watched(engine: Any, seen: dict[str, Any]) -> Any:
 
         def _note_layout(self, module: Any, inputs: Any, features: torch.Tensor) -> None:
             for form in (torch.contiguous_format, torch.channels_last):
-                if features.is_contiguous(memory_format=form) and min(features.shape[1:]) > 1:
+                if inputs[0].is_contiguous(memory_format=form):
                     seen["layouts"].add(form)
 
         def step(self, given: Any, learning_rate: float) -> Any:

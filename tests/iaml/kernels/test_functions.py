@@ -59,6 +59,13 @@ def test_attention(shape, dtype):
         assert_near(found[2:], expected[2:], 1e-4)
 
 
+def test_weights_may_lie_in_any_layout():
+    weights = [value.detach() for value in CBAM(8).parameters()]
+    elsewhere = [value.t().contiguous().t() if value.dim() == 2 else value for value in weights[:-1]]
+    x, last = draw((2, 8, 6, 6)), weights[-1].contiguous(memory_format=torch.channels_last)
+    assert difference(kernels.attend(x, *elsewhere, last), kernels.attend(x, *weights).double()) < 1e-6
+
+
 @both_types
 @pytest.mark.parametrize("slope", [1.0, 0.2, 0.0])
 @pytest.mark.parametrize("shape", SHAPES[:-1])
