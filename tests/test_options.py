@@ -196,6 +196,9 @@ TRAINING = {
     ),
     "data.threads": Case("1", lambda base, run: run.threads["cut"] == 1, moves=False),
     "data.fetches": Case("1", lambda base, run: run.threads["fetch"] == 1, moves=False),
+    "run.cpus_per_worker": Case(
+        "2", lambda base, run: (base.compute_threads, run.compute_threads) == (1, 2), moves=None
+    ),
     "train.steps": Case("2", lambda base, run: recorded(run, "step") == run.checkpoints == [1, 2]),
     "train.global_batch": Case("4", lambda base, run: shapes(run) == {(1, 4, 3, 32, 32)}),
     "train.accumulation": Case("2", lambda base, run: shapes(run) == {(2, 4, 3, 32, 32)}),
@@ -344,7 +347,7 @@ def test_a_run_gives_up_after_as_many_failures_as_are_allowed(
             file.write("started\n")
         raise ConnectionError("the worker's node is gone")
 
-    monkeypatch.setattr("pipeline.training.loop.train", fail)
+    monkeypatch.setattr("pipeline.training.worker.train", fail)
     changes = {"--run.max-failures": "1", "--run.use-gpu": "false", "--run.name": "failing"}
     with pytest.raises(TrainingFailedError, match="the worker's node is gone"):
         trainer.make_trainer(settings_of(changes, folders), {}, None, "none").fit()
@@ -613,8 +616,7 @@ ELSEWHERE = {
             "train: evaluation.cpus_per_actor",
             "train: evaluation.gpus_per_actor",
         ],
-        "test_runs_at_the_same_time_are_as_many_as_are_asked_for": ["search: search.concurrent"],
-        "test_what_fits_into_no_node_is_refused_rather_than_waited_for": ["train: run.cpus_per_worker"],
+        "test_runs_at_the_same_time_are_as_many_as_are_asked_for_and_share_the_cores": ["search: search.concurrent"],
         "test_a_node_that_joins_is_waited_for": ["train: run.wait_s"],
     },
     "tests/pipeline/training/test_loop.py": {

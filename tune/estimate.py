@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline import terminal
 from pipeline.data.manifest import Manifest
 from pipeline.evaluation.lpips_weights import BackboneWeights
 from pipeline.launch import capacity, cluster, preflight, trainer
@@ -36,8 +37,9 @@ class Pace:
 def estimate(config: SearchConfig, manifests: Sequence[Manifest]) -> str:
     """The answer to a dry run, as text; trains a few steps, which are deleted again."""
     lpips = preflight.find_lpips_weights(config.evaluation)
-    with cluster.session(capacity.cpus_needed(config) * (config.search.concurrent or 1), None, quiet=True):
+    with cluster.session(capacity.cpus_needed(config, config.search.concurrent or 1), None, quiet=True):
         fitted, concurrent = capacity.fit_to_cluster(config, manifests, config.search.concurrent)
+        terminal.log(capacity.describe(fitted, concurrent))
         return plan(config, concurrent, _measure_pace(fitted, manifests, lpips))
 
 

@@ -57,9 +57,9 @@ def search(config: SearchConfig, manifests: Sequence[Manifest], study: Study) ->
     metrics = {metric for objective in config.objectives for metric in objective.factors}
     lpips = preflight.find_lpips_weights(config.evaluation, "lpips" if "lpips" in metrics else config.checkpoint.metric)
     log = storage.join(config.url, terminal.LOG)
-    with cluster.session(capacity.cpus_needed(config) * (config.search.concurrent or 1), log, quiet=True):
+    with cluster.session(capacity.cpus_needed(config, config.search.concurrent or 1), log, quiet=True):
         fitted, concurrent = capacity.fit_to_cluster(config, manifests, config.search.concurrent)
-        terminal.log("\n".join([fitted.to_yaml(), *space.notes(config)]))
+        terminal.log("\n".join([fitted.to_yaml(), capacity.describe(fitted, concurrent), *space.notes(config)]))
         preflight.check_cluster(fitted, manifests)
         training = concurrent_runs.Training(collect_provenance(manifests, find_initial_weights(config)), ray.put(lpips))
         trials.run(fitted, study, training, concurrent)

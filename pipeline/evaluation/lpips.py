@@ -1,23 +1,21 @@
 """LPIPS v0.1, whose backbone is a file with a known checksum, or there is no score.
 
-The `lpips` package ships its linear heads only, and would download the backbone unchecked or, told not to, leave it
-random. Here the backbone is found first (`find_backbone`), then loaded strictly into it (`Lpips`).
+The linear heads are those that the `lpips` package ships. The backbone is found first (`find_backbone`), then loaded
+strictly (`Lpips`) into layers that are built here: the package would import torchvision, and with it torch's compiler,
+which takes the driver and each evaluation actor 2.5 s of CPU time, and would draw random weights for whole classifiers.
 """
 
-import functools
-import importlib
 import importlib.util
-import warnings
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from pipeline.evaluation.lpips_weights import Backbone, BackboneWeights, LpipsUnavailable
 
 SMALLEST_SIDES: dict[Backbone, int] = {"alex": 31, "vgg": 16}  # below these, a pooling layer is left without pixels
+IMAGENET_MEAN, IMAGENET_STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # LPIPS' own, of images in [-1, 1]
 
 
 class Lpips:
@@ -37,13 +35,17 @@ class Lpips:
 
         Raises:
             ValueError: if the weights do not fit the backbone.
-            LpipsUnavailable: if the `lpips` package cannot be imported.
+            LpipsUnavailable: if the `lpips` package, which holds the linear heads, is not installed.
         """
         self.backbone = weights.backbone
         self.source = weights.source
         self.sha256 = weights.sha256
         self._device = torch.device(device)
-        self._model = _build(weights).to(self._device)
+        self._slices = [layers.to(self._device) for layers in _build_slices(weights)]
+        self._heads = [head.to(self._device) for head in _read_heads(weights.backbone)]
+        self._mean, self._std = (
+            torch.tensor(each, device=self._device)[:, None, None] for each in (IMAGENET_MEAN, IMAGENET_STD)
+        )
 
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
         """LPIPS of whole images, none resized or clamped.
@@ -61,7 +63,20 @@ class Lpips:
         self._check(prediction, target)
         a, b = (image.to(self._device, torch.float32) * 2 - 1 for image in (prediction, target))
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
-            return _distance(self._model, a, b)
+            return self._distance(a, b)
+
+    def _distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """(B,) for images in [-1, 1]; each layer of both is let go once it is compared.
+
+        Keeping them until the end, as the package does, takes 2.0 GiB, not 0.7, for vgg at 1280x720.
+        """
+        a, b = ((image - self._mean) / self._std for image in (a, b))
+        total = a.new_zeros(len(a))
+        for layers, head in zip(self._slices, self._heads, strict=True):
+            a, b = layers(a), layers(b)
+            difference = _of_unit_length(a).sub_(_of_unit_length(b)).square_()
+            total += F.conv2d(difference, head).mean(dim=(1, 2, 3))
+        return total
 
     def _check(self, prediction: Tensor, target: Tensor) -> None:
         smallest_side = SMALLEST_SIDES[self.backbone]
@@ -77,74 +92,56 @@ class Lpips:
             )
 
 
-def _build(weights: BackboneWeights) -> torch.nn.Module:
-    lpips = _import_lpips()
-    # Constructing draws random weights, all replaced below: the caller's random state must not notice.
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")  # lpips calls torchvision in a deprecated way
-        model: torch.nn.Module = lpips.LPIPS(net=weights.backbone, version="0.1", pnet_rand=True, verbose=False)
-    trunk = model.get_submodule("net")
-    # lpips cuts `features` into slices but keeps the positions: net.slice2.3.weight is features.3.weight.
-    torchvision_name = {name: "features." + name.partition(".")[2] for name in trunk.state_dict()}
+def _build_slices(weights: BackboneWeights) -> list[nn.Module]:
+    """The backbone, cut after each activation that LPIPS compares."""
+    with torch.device("meta"):  # draws no random weights
+        features, ends = _alex() if weights.backbone == "alex" else _vgg()
+    state = {name.removeprefix("features."): value for name, value in weights.state.items()}
     try:
-        trunk.load_state_dict({name: weights.state[key] for name, key in torchvision_name.items()}, strict=True)
+        features.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
         raise ValueError(f"{weights.source} does not fit the backbone {weights.backbone}: {error}") from error
-    return model.eval().requires_grad_(False)
+    features.eval().requires_grad_(False)
+    return [features[begin:end] for begin, end in zip((0, *ends), ends, strict=False)]
 
 
-def _distance(model: Any, a: Tensor, b: Tensor) -> Tensor:
-    """What `model(a, b)` computes, (B,), layer by layer.
+def _alex() -> tuple[nn.Sequential, tuple[int, ...]]:
+    """AlexNet's `features`, as torchvision numbers them, and before which of them LPIPS compares."""
+    layers = (
+        *(nn.Conv2d(3, 64, 11, stride=4, padding=2), nn.ReLU(inplace=True)),
+        *(nn.MaxPool2d(3, 2), nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(inplace=True)),
+        *(nn.MaxPool2d(3, 2), nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(inplace=True)),
+    )
+    return nn.Sequential(*layers), (2, 5, 8, 10, 12)
 
-    The model itself would keep every layer of both images until the end: for vgg at 1280x720, 2.0 GiB, not 0.7.
-    """
-    a, b = model.scaling_layer(a), model.scaling_layer(b)
-    total = a.new_zeros(len(a))
-    for number, head in enumerate(model.lins, start=1):
-        layers = getattr(model.net, f"slice{number}")
-        a, b = layers(a), layers(b)
-        difference = _of_unit_length(a).sub_(_of_unit_length(b)).square_()
-        total += head(difference).mean(dim=(1, 2, 3))
-    return total
+
+def _vgg() -> tuple[nn.Sequential, tuple[int, ...]]:
+    """VGG16's `features`, likewise."""
+    layers: list[nn.Module] = []
+    ends, channels = [], 3
+    for width, convolutions in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        if layers:
+            layers.append(nn.MaxPool2d(2, 2))
+        for _ in range(convolutions):
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
+            channels = width
+        ends.append(len(layers))
+    return nn.Sequential(*layers), tuple(ends)
+
+
+def _read_heads(backbone: Backbone) -> list[Tensor]:
+    """The weights of each layer's channels, (1, C, 1, 1), from the package's file."""
+    package = importlib.util.find_spec("lpips")
+    if package is None or package.origin is None:
+        raise LpipsUnavailable("the package lpips is not installed: pip install lpips==0.1.4")
+    file = Path(package.origin).parent / "weights" / "v0.1" / f"{backbone}.pth"
+    heads = torch.load(file, map_location="cpu", weights_only=True)
+    return [heads[f"lin{number}.model.1.weight"] for number in range(5)]
 
 
 def _of_unit_length(features: Tensor) -> Tensor:
     """Each pixel's feature vector divided by its length; (B, C, H, W)."""
     length: Tensor = torch.linalg.vector_norm(features, dim=1, keepdim=True)
     return features / (length + 1e-10)
-
-
-@functools.cache
-def _import_lpips() -> ModuleType:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            let_torchvision_import()
-            return importlib.import_module("lpips")
-    except ImportError as error:
-        raise LpipsUnavailable(f"the package lpips cannot be imported ({error}): pip install lpips==0.1.4") from error
-
-
-def let_torchvision_import() -> None:
-    """Declare the two operators without which `import torchvision` fails beside a CPU build of torch.
-
-    There is no CPU wheel of torchvision for Linux, and the CUDA wheel's extension does not load there. LPIPS
-    uses none of its operators. Where the extension does load, nothing is declared.
-    """
-    torchvision = importlib.util.find_spec("torchvision")
-    if torchvision is None or torchvision.origin is None or hasattr(torch.ops.torchvision, "nms"):
-        return
-    try:
-        for extension in Path(torchvision.origin).parent.glob("_C.*"):
-            torch.ops.load_library(extension)  # type: ignore[no-untyped-call]
-    except OSError:
-        _declare_torchvision_operators()
-
-
-@functools.cache  # keeps the library alive: its declarations end with it
-def _declare_torchvision_operators() -> torch.library.Library:
-    library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
-    for name in ("nms", "qnms"):
-        schema = f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        library.define(schema)  # type: ignore[no-untyped-call]
-    return library

@@ -19,11 +19,19 @@ AUTOSCALER_S = 600.0  # in which a cloud has brought up a node with a GPU and it
 POLL_S = 1.0
 IMAGES_PER_ACTOR = 4  # fewer are not worth an actor's start
 GPU_SHARE = 0.5
+SHARED_CORES = 2  # up to which training would lose half or more of a machine whose evaluation actors have cores alone
 
 
-def cpus_needed(config: Config) -> int:
-    """CPU cores that a run takes at least."""
-    return config.run.workers * config.run.cpus_per_worker + cpus_for_actors(config.evaluation)
+def cpus_needed(config: Config, runs: int = 1) -> int:
+    """CPUs that a Ray of this machine alone is to count at least, for ``runs`` such runs at the same time.
+
+    Where the machine has one or two cores, evaluation actors are counted beside them: they share what training uses.
+    """
+    least = int(sum(part["CPU"] for part in _parts(config))) * runs
+    cores = ray_internals.count_cores()
+    if config.run.cpus_per_worker is None and cores <= SHARED_CORES:
+        return max(least, cores + cpus_for_actors(config.evaluation))
+    return least
 
 
 def cpus_for_actors(evaluation: EvaluationSettings) -> int:
@@ -31,32 +39,15 @@ def cpus_for_actors(evaluation: EvaluationSettings) -> int:
     return (evaluation.actors or 1) * evaluation.cpus_per_actor
 
 
-def choose_devices(config: AnyConfig, manifests: Sequence[Manifest], runs: int = 1) -> AnyConfig:
-    """The settings with ``run.use_gpu`` and the evaluation actors decided by what the cluster has.
+def choose_devices(config: AnyConfig, manifests: Sequence[Manifest]) -> AnyConfig:
+    """The settings of a run with devices, threads and evaluation actors decided by what the cluster has.
 
-    Waits for nodes that ``runs`` such runs at the same time need, if the cluster may get them.
+    Waits for nodes that the run needs, if the cluster may get them.
 
     Raises:
-        ValueError: the cluster has too little for one.
+        ValueError: the cluster has too little.
     """
-    evaluation, run = config.evaluation, config.run
-    needed = (evaluation.actors or 1) * (evaluation.gpus_per_actor or 0.0)
-    use_gpu = (
-        run.use_gpu if run.use_gpu is not None else ray.cluster_resources().get("GPU", 0.0) >= run.workers + needed
-    )
-    config = config.model_copy(update={"run": run.model_copy(update={"use_gpu": use_gpu})})
-    wait_for(_parts(config) * runs, run.wait_s)
-    check(cpus_needed(config), run.workers * use_gpu + needed)
-    free = free_on_nodes()
-    worker, actor = _worker(config), _actor(evaluation)
-    for name, part in (("run.workers", worker), ("evaluation.actors", actor)):
-        if not any(_take({"": node}, [part]) for node in _nodes().values()):
-            raise ValueError(
-                f"each of {name} needs {part['CPU']:g} CPUs and {part['GPU']:g} GPUs of one node; none has so many"
-            )
-    beside = list(free.values()) if _take(free, [worker] * run.workers) else []
-    images = int(manifests[0].split(config.checkpoint.split).pairs.sum())
-    return config.model_copy(update={"evaluation": choose_actor_count(evaluation, images, beside)})
+    return _choose_actors(choose_threads(_choose_gpus(config, 1), 1), manifests)
 
 
 def fit_to_cluster(
@@ -74,22 +65,62 @@ def fit_to_cluster(
         ValueError: the cluster has too little for one, or for so many.
     """
     evaluation = config.evaluation.model_copy(update={"actors": config.evaluation.actors or 1})
-    config = choose_devices(config.model_copy(update={"evaluation": evaluation}), manifests, concurrent or 1)
+    config = _choose_gpus(config.model_copy(update={"evaluation": evaluation}), concurrent or 1)
+    config = _choose_actors(config, manifests)
     room = count_runs(config)
     if concurrent and concurrent > room:
         raise ValueError(
             f"{concurrent} runs at the same time are asked for, the Ray cluster has room for {room}; ask for fewer, "
             "lower run.workers or run.cpus_per_worker, or add nodes"
         )
-    return config, concurrent or room
+    return choose_threads(config, concurrent or room), concurrent or room
+
+
+def choose_threads(config: AnyConfig, runs: int) -> AnyConfig:
+    """The settings with ``run.cpus_per_worker`` decided: the most with which ``runs`` such runs fit at the same time.
+
+    Each run's evaluation actors keep their cores. Where the runs must wait for what others take, that counts as well.
+    """
+    if config.run.cpus_per_worker is not None:
+        return config
+    nodes = free_on_nodes()
+    if not _take(_copy(nodes), _parts(config) * runs):
+        nodes = _nodes()
+    most = int(max(node.get("CPU", 0.0) for node in nodes.values()))
+    if config.run.use_gpu:  # more would be idle: the loader's threads, and the one that feeds the GPU
+        most = min(most, config.data.threads + 1)
+    for cpus in range(most, 1, -1):
+        chosen = _with_cpus(config, cpus)
+        if _take(_copy(nodes), _parts(chosen) * runs):
+            return chosen
+    return _with_cpus(config, 1)
+
+
+def describe(config: Config, concurrent: int = 1) -> str:
+    """What was chosen in a line, as ``1 worker with 2 threads; 1 evaluation actor beside it``.
+
+    Args:
+        config: as ``choose_devices`` or ``fit_to_cluster`` gave it.
+        concurrent: runs at the same time.
+    """
+    run, evaluation = config.run, config.evaluation
+    assert run.cpus_per_worker is not None and evaluation.actors is not None
+    each = " each" * (run.workers > 1)
+    has = f"{'a GPU and ' * bool(run.use_gpu)}{_count(run.cpus_per_worker, 'thread')}{each}"
+    share = f" with {evaluation.gpus_per_actor:g} of a GPU" if evaluation.gpus_per_actor else ""
+    line = (
+        f"{_count(run.workers, 'worker')} with {has}; "
+        f"{_count(evaluation.actors, 'evaluation actor')}{share} beside {'them' if run.workers > 1 else 'it'}"
+    )
+    return f"{concurrent} runs at the same time, each: {line}" if concurrent > 1 else line
 
 
 def copy_devices(source: Config, config: Config) -> Config:
-    """The settings of a run with the devices of another one, which ``choose_devices`` decided."""
+    """The settings of a run with the devices and threads of another one, as ``fit_to_cluster`` gave them."""
     actors = source.evaluation.model_dump(include={"actors", "gpus_per_actor"})
     return config.model_copy(
         update={
-            "run": config.run.model_copy(update={"use_gpu": source.run.use_gpu}),
+            "run": config.run.model_copy(update=source.run.model_dump(include={"use_gpu", "cpus_per_worker"})),
             "evaluation": config.evaluation.model_copy(update=actors),
         }
     )
@@ -105,7 +136,7 @@ def choose_actors(evaluation: EvaluationSettings, images: int) -> EvaluationSett
     """
     parts = [_actor(evaluation)] * (evaluation.actors or 1)
     wait_for(parts)
-    check(cpus_for_actors(evaluation), sum(part["GPU"] for part in parts))
+    check(parts)
     return choose_actor_count(evaluation, images, list(free_on_nodes().values()))
 
 
@@ -151,10 +182,11 @@ def wait_for(parts: Sequence[dict[str, float]], limit_s: float | None = None) ->
         request_resources(bundles=[])  # from here on what runs asks for itself
 
 
-def check(cpus: float, gpus: float) -> None:
-    """``ValueError`` when the Ray cluster has fewer CPUs or GPUs, for which a run would wait in vain."""
+def check(parts: Sequence[dict[str, float]]) -> None:
+    """``ValueError`` when the Ray cluster has too few CPUs or GPUs for all ``parts``, which would wait in vain."""
     present = ray.cluster_resources()
-    for name, amount in (("CPU", cpus), ("GPU", gpus)):
+    for name in ("CPU", "GPU"):
+        amount = sum(part[name] for part in parts)
         if amount > present.get(name, 0.0):
             raise ValueError(
                 f"the run needs {amount:g} {name}s, the Ray cluster has {present.get(name, 0.0):g}; lower run.workers, "
@@ -178,14 +210,41 @@ def nodes_for_actors(config: Config) -> list[str]:
 
 
 def count_runs(config: Config) -> int:
-    """How many runs of these settings, as ``choose_devices`` gave them, the cluster has room for at the same time.
+    """How many such runs the cluster has room for at the same time; one is taken to have room.
 
-    One run is taken to have room.
+    Where threads are left open, each worker counts as one.
     """
     free, count = free_on_nodes(), 0
     while _take(free, _parts(config)):
         count += 1
     return max(1, count)
+
+
+def _choose_gpus(config: AnyConfig, runs: int) -> AnyConfig:
+    """The settings with ``run.use_gpu`` decided, once the cluster is known to have room for a run.
+
+    Waits for nodes that ``runs`` such runs at the same time need, if the cluster may get them.
+    """
+    evaluation, run = config.evaluation, config.run
+    needed = run.workers + (evaluation.actors or 1) * (evaluation.gpus_per_actor or 0.0)
+    use_gpu = run.use_gpu if run.use_gpu is not None else ray.cluster_resources().get("GPU", 0.0) >= needed
+    config = config.model_copy(update={"run": run.model_copy(update={"use_gpu": use_gpu})})
+    wait_for(_parts(config) * runs, run.wait_s)
+    check(_parts(config))
+    for name, part in (("run.workers", _worker(config)), ("evaluation.actors", _actor(evaluation))):
+        if not any(_take({"": node}, [part]) for node in _nodes().values()):
+            raise ValueError(
+                f"each of {name} needs {part['CPU']:g} CPUs and {part['GPU']:g} GPUs of one node; none has so many"
+            )
+    return config
+
+
+def _choose_actors(config: AnyConfig, manifests: Sequence[Manifest]) -> AnyConfig:
+    """The settings with the evaluation actors decided by what the workers leave free."""
+    free = free_on_nodes()
+    beside = list(free.values()) if _take(free, [_worker(config)] * config.run.workers) else []
+    images = int(manifests[0].split(config.checkpoint.split).pairs.sum())
+    return config.model_copy(update={"evaluation": choose_actor_count(config.evaluation, images, beside)})
 
 
 def _parts(config: Config) -> list[dict[str, float]]:
@@ -194,11 +253,23 @@ def _parts(config: Config) -> list[dict[str, float]]:
 
 
 def _worker(config: Config) -> dict[str, float]:
-    return {"CPU": float(config.run.cpus_per_worker), "GPU": float(bool(config.run.use_gpu))}
+    return {"CPU": float(config.run.cpus_per_worker or 1), "GPU": float(bool(config.run.use_gpu))}
 
 
 def _actor(evaluation: EvaluationSettings) -> dict[str, float]:
     return {"CPU": float(evaluation.cpus_per_actor), "GPU": evaluation.gpus_per_actor or 0.0}
+
+
+def _with_cpus(config: AnyConfig, cpus: int) -> AnyConfig:
+    return config.model_copy(update={"run": config.run.model_copy(update={"cpus_per_worker": cpus})})
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def _copy(nodes: Mapping[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    return {name: dict(free) for name, free in nodes.items()}
 
 
 def _take(nodes: Mapping[str, dict[str, float]], parts: Sequence[dict[str, float]]) -> list[str]:

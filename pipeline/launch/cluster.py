@@ -71,7 +71,7 @@ def connect(cpus: int) -> None:
         check_socket_paths()
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a node of one's own is not taken away
         try:
-            context, place = ray.init("local", num_cpus=max(cpus, os.cpu_count() or 1)), "on this machine"
+            context, place = ray.init("local", num_cpus=max(cpus, ray_internals.count_cores())), "on this machine"
         except Exception as error:  # Ray names its reasons in no class of its own
             raise ValueError(f"Ray did not start on this machine: {' '.join(str(error).split())}") from error
     else:

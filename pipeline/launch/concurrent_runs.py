@@ -60,10 +60,11 @@ def train_all(configs: Sequence[Config], concurrent: int | None) -> dict[str, st
     lpips = preflight.find_lpips_weights(configs[0].evaluation, configs[0].checkpoint.metric)
     failed = {}
     log = storage.join(configs[0].run.root, terminal.LOG)
-    with cluster.session(capacity.cpus_needed(configs[0]) * (concurrent or 1), log, quiet=True):
+    with cluster.session(capacity.cpus_needed(configs[0], concurrent or 1), log, quiet=True):
         # once, since what is free changes as runs start, and runs scored on different devices don't compare
         first, concurrent = capacity.fit_to_cluster(configs[0], manifests, concurrent)
         waiting = [capacity.copy_devices(first, config) for config in waiting]
+        terminal.log(capacity.describe(first, concurrent))
         preflight.check_cluster(first, manifests)
         training = Training(provenance, ray.put(lpips))
         with terminal.bar(title=f"runs, {concurrent} at a time", total=len(waiting), unit="run") as bar:

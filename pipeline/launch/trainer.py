@@ -8,7 +8,7 @@ import ray.train
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, ValidationConfig
 from ray.train.torch import TorchTrainer
 
-from pipeline import interruption, storage, terminal
+from pipeline import interruption, ray_internals, storage, terminal
 from pipeline.data.manifest import Manifest
 from pipeline.evaluation.lpips_weights import BackboneWeights
 from pipeline.evaluation.pool import Pool
@@ -19,6 +19,7 @@ from pipeline.run import record
 from pipeline.run.checkpoint import DamagedCheckpointError, invalidate
 from pipeline.run.history import unscored_checkpoints
 from pipeline.settings.config import Config
+from pipeline.training import worker
 
 
 class TrainingStoppedError(Exception):
@@ -49,6 +50,7 @@ def train(
         ray.train.TrainingFailedError: the run failed more often than ``run.max_failures`` allows.
     """
     record.claim(config, provenance)
+    ray_internals.start_resource_coordinator()
     # checkpoints are chosen by the development split; the test split is scored by evaluate.py alone
     nodes = capacity.nodes_for_actors(config)
     pool = Pool.start(config.evaluation, manifests[0], config.checkpoint.split, lpips, nodes)
@@ -72,11 +74,9 @@ def train(
 
 def make_trainer(config: Config, provenance: dict[str, Any], validation: Validation, lease_id: str) -> TorchTrainer:
     """Ray Train's trainer of a run."""
-    from pipeline.training.loop import train  # brings DeepSpeed, which takes seconds and is not needed before
-
     filesystem, path = storage.arrow_filesystem(config.run.root)
     return TorchTrainer(
-        train,
+        worker.train,
         train_loop_config={"config": config.model_dump(mode="json"), "provenance": provenance, "lease": lease_id},
         scaling_config=ScalingConfig(
             num_workers=config.run.workers,

@@ -23,7 +23,12 @@ class RunSettings(Settings):
     )
     workers: int = Field(1, ge=1, description="training workers, one for each GPU where GPUs are used")
     use_gpu: bool | None = Field(None, description="train on GPUs; by default if the cluster has one for each worker")
-    cpus_per_worker: int = Field(1, ge=1, description="CPU cores of each worker")
+    cpus_per_worker: int | None = Field(
+        None,
+        ge=1,
+        description="CPU cores and compute threads of each worker; by default all that evaluation actors and runs at "
+        "the same time leave, with a GPU one more than data.threads at most",
+    )
     seed: Seed = Field(0, description="fixes initial weights, sample order and augmentation")
     max_failures: int = Field(3, ge=0, description="lost workers or nodes after which the run gives up")
     wait_s: float | None = Field(

@@ -65,6 +65,8 @@ def _train(config: Config, provenance: dict[str, Any], lease_id: str, writer: Ch
     rank, workers = context.get_world_rank(), context.get_world_size()
     share = WorkerShare(rank, workers, config.micro_batch, config.train.accumulation)
     device = ray.train.torch.get_device()
+    if config.run.cpus_per_worker:  # Ray leaves an OMP_NUM_THREADS that the node already has as it is
+        torch.set_num_threads(config.run.cpus_per_worker)
     if rank == 0:
         lease.check(config.run.url, lease_id)  # before checkpoints are invalidated
     task, engine, progress = _build(config, provenance.get("start_from"), device)

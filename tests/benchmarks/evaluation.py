@@ -120,7 +120,7 @@ def settings(root: Path, data: str, workers: int) -> Config:
     """A small network's run."""
     return Config.model_validate(
         {
-            "run": {"name": "run", "root": str(root / "runs"), "workers": workers},
+            "run": {"name": "run", "root": str(root / "runs"), "workers": workers, "cpus_per_worker": 1},
             "data": {"url": data, "crop": 64, "cache": str(root / "cache")},
             "train": {"steps": STEPS, "global_batch": 8, "log_every": LOG_EVERY},
             "network": {"width": 0.25},

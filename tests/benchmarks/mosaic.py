@@ -5,14 +5,14 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
-from pipeline.evaluation.lpips import let_torchvision_import
+from torchvision_operators import let_torchvision_import
 
 SIDES = ("low", "high")
 
 
 @functools.cache
 def streaming() -> ModuleType:
-    """The package, which imports torchvision and so needs the remedy that LPIPS needs too."""
+    """The package, which imports torchvision and so needs a remedy."""
     let_torchvision_import()
     return importlib.import_module("streaming")
 

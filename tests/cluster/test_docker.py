@@ -103,7 +103,7 @@ def commands(steps: list[tuple[str, str]]) -> list[str]:
 def test_builder_is_sent_the_code_alone() -> None:
     files = list(sent(ROOT, IGNORE.read_text()))
     assert {f"cluster/docker/{name}" for name in LOCKS} | {"requirements.lock", "pipeline/train.py"} <= set(files)
-    assert {Path(path).suffix for path in files} == {".py", ".yaml", ".lock", ".html", ".css", ".js"}
+    assert {Path(path).suffix for path in files} == {".py", ".cpp", ".h", ".yaml", ".lock", ".html", ".css", ".js"}
     assert sum((ROOT / path).stat().st_size for path in files) < 1_000_000
 
 

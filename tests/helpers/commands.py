@@ -26,6 +26,7 @@ SMALL = {
     "--data.cache-gib": "0",
     "--network.width": "0.0625",
     "--run.workers": "1",
+    "--run.cpus-per-worker": "1",
     "--train.steps": "4",
     "--train.log-every": "1",
     "--checkpoint.every": "2",

@@ -33,6 +33,7 @@ class Training:
         batches: of each step, its micro-batches of low-light and clean images, both uint8 [B, 3, crop, crop].
         layouts: of the feature maps' memory.
         threads: of the loader, by the first part of their names, while the first step was taken.
+        compute_threads: of torch, at the same time.
         zero_stage: that DeepSpeed says it is at; 0 where training ended before.
     """
 
@@ -41,6 +42,7 @@ class Training:
     batches: list[list[tuple[Images, Images]]]
     layouts: set[torch.memory_format]
     threads: dict[str, int]
+    compute_threads: int
     zero_stage: int
 
     @property
@@ -99,7 +101,7 @@ def _train(
     from pipeline.training import loop
     from pipeline.training.topology import Place
 
-    seen: dict[str, Any] = {"batches": [], "layouts": set(), "threads": {}, "zero_stage": 0}
+    seen: dict[str, Any] = {"batches": [], "layouts": set(), "threads": {}, "compute_threads": 0, "zero_stage": 0}
     set_train_fn_utils(_worker())
     with (
         contextlib.redirect_stdout(io.StringIO()) as printed,
@@ -143,6 +145,7 @@ def _watched(engine: Any, seen: dict[str, Any]) -> Any:
         def step(self, given: Any, learning_rate: float) -> Any:
             if not seen["batches"]:
                 seen["threads"] = dict(Counter(thread.name.split("_")[0] for thread in threading.enumerate()))
+                seen["compute_threads"] = torch.get_num_threads()
             seen["batches"].append([tuple(images.numpy().copy() for images in pair) for pair in given])
             return super().step(given, learning_rate)
 

@@ -10,6 +10,7 @@ MEANT = (
     r"LPIPS \w+ from .+ \(sha256 \w{64}\)",
     r"Ray [\d.]+ (on this machine|at [\d.]+:\d+)(, dashboard http://[\w.]+:\d+)?",
     r"cache .+: keeps .+ GiB",
+    r"\d+ workers? with (a GPU and )?\d+ threads?( each)?; \d+ evaluation actors?( with [\d.]+ of a GPU)? beside \w+",
     r"node \S+: ranks? [\d, -]+ on (CPU|GPU [\d, -]+)",
     rf"step \d+/\d+  {'  '.join(f'{term} {NUMBER}' for term in TERMS)}  ETA \d+m\d\ds",
     r"checkpoint \S+/checkpoint-\d{8}",

@@ -55,8 +55,28 @@ def test_an_upgrade_of_ray_that_counts_free_resources_otherwise(driver) -> None:
         ray.cancel(holder, force=True)
 
 
+def test_an_upgrade_of_ray_that_counts_cores_otherwise(monkeypatch) -> None:
+    assert 1 <= ray_internals.count_cores() <= len(os.sched_getaffinity(0))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
+    monkeypatch.setattr("multiprocessing.cpu_count", lambda: 64)
+    monkeypatch.setattr("ray._private.utils._get_docker_cpus", lambda: 3.5)  # a container's limit
+    assert ray_internals.count_cores() == 3
+
+
 def test_an_upgrade_of_ray_that_reports_its_autoscaler_otherwise(driver) -> None:
     assert ray_internals.has_autoscaler() is False
+
+
+def test_an_upgrade_of_ray_whose_trainers_ask_another_actor_for_room(driver) -> None:
+    from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import (
+        TrainAutoscalingCoordinatorClient,
+    )
+
+    ray_internals.start_resource_coordinator()
+    ours = [each["name"] for each in ray.util.list_named_actors(all_namespaces=True)]
+    asked = TrainAutoscalingCoordinatorClient("test")._autoscaling_coordinator
+    assert ours == [each["name"] for each in ray.util.list_named_actors(all_namespaces=True)]
+    assert asked == ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
 
 
 def test_an_upgrade_of_ray_that_forwards_the_output_of_workers_otherwise(ray_head: RayHead) -> None:

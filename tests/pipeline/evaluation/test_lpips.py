@@ -1,11 +1,16 @@
 """LPIPS equals its formula, the published package and published values."""
 
 import functools
+import importlib
 import importlib.util
 import os
+import subprocess
+import sys
+import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torchvision_operators import let_torchvision_import
 
 from pipeline.evaluation import lpips_weights as backbones
 from pipeline.evaluation.lpips import Lpips
@@ -107,11 +113,23 @@ def test_equals_its_formula(backbone: Backbone, features: Callable[[dict[str, Te
     np.testing.assert_allclose(lpips(a, b), expected, rtol=1e-5)
 
 
+def import_lpips() -> ModuleType:
+    let_torchvision_import()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it calls torchvision in a deprecated way
+        return importlib.import_module("lpips")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("backbone", ["alex", "vgg"])
 def test_equals_the_lpips_package(backbone: Backbone) -> None:
-    _, lpips = metric(backbone)
+    weights, lpips = metric(backbone)
+    package = import_lpips().LPIPS(net=backbone, version="0.1", pnet_rand=True, verbose=False)
+    # it cuts `features` into slices but keeps the positions: slice2.3.weight is features.3.weight
+    names = {name: f"features.{name.partition('.')[2]}" for name in package.net.state_dict()}
+    package.net.load_state_dict({name: weights.state[ours] for name, ours in names.items()}, strict=True)
     a, b = photographs()
-    torch.testing.assert_close(lpips(a, b), lpips._model(a * 2 - 1, b * 2 - 1).flatten(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(lpips(a, b), package(a * 2 - 1, b * 2 - 1).flatten(), rtol=1e-5, atol=0)
 
 
 @pytest.mark.skipif("IQA_PYTORCH_IMAGES" not in os.environ, reason="IQA_PYTORCH_IMAGES names no folder of theirs")
@@ -133,7 +151,6 @@ def test_equals_the_values_that_iqa_pytorch_publishes() -> None:
 def test_layers_are_let_go_once_they_are_compared() -> None:
     weights, _ = metric("alex")
     lpips = Lpips(weights)
-    net = lpips._model.get_submodule("net")
     layers: list[tuple[int, weakref.ref[Tensor]]] = []
     alive: set[int] = set()
 
@@ -141,8 +158,7 @@ def test_layers_are_let_go_once_they_are_compared() -> None:
         layers.append((number, weakref.ref(output)))
         alive.update(n for n, layer in layers if number == 5 and layer() is not None)
 
-    for number in range(1, 6):
-        slice_ = net.get_submodule(f"slice{number}")
+    for number, slice_ in enumerate(lpips._slices, start=1):
         slice_.register_forward_hook(lambda _, __, output, number=number: note(number, output))
     lpips(*images(48, 64))
     assert len(layers) == 10
@@ -187,3 +203,14 @@ def test_building_leaves_the_random_state_alone() -> None:
     before = torch.random.get_rng_state()
     Lpips(weights)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_imports_no_compiler() -> None:
+    """Neither the package nor torchvision is imported, and with them torch's compiler, which takes seconds."""
+    script = (
+        "import sys; from pipeline.evaluation.lpips import Lpips; from pipeline.evaluation.lpips_weights import *\n"
+        "try: Lpips(find_backbone())\nexcept LpipsUnavailable: pass\n"
+        "print({'lpips', 'torchvision', 'torch._dynamo'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -2,12 +2,15 @@
 
 import os
 import signal
-from typing import Any
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import ray
 
-from pipeline.data.manifest import load_manifest
+from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.launch import capacity
 from pipeline.settings.config import Config
 from pipeline.settings.evaluation import EvaluationSettings
@@ -82,14 +85,87 @@ def test_actors_take_what_is_free(
     assert (found.actors, found.gpus_per_actor) == (actors, share)
 
 
-def test_runs_at_the_same_time_are_as_many_as_are_asked_for(monkeypatch) -> None:
-    monkeypatch.setattr(capacity, "choose_devices", lambda config, manifests, count: config)
-    monkeypatch.setattr(capacity, "free_on_nodes", lambda: {"n1": {"CPU": 8.0}})
-    run = config({"workers": 1, "use_gpu": False})  # a core to train, and one to score, though it might take more
-    found = [capacity.fit_to_cluster(run, [], concurrent) for concurrent in (None, 3)]
-    assert [count for _, count in found] == [4, 3] and {each.evaluation.actors for each, _ in found} == {1}
+@pytest.fixture
+def cluster_of(monkeypatch) -> Callable[..., Manifest]:
+    """Stands in for a cluster of such nodes, of which nothing takes anything; a data set of 40 images to score."""
+
+    def stand_in(*nodes: dict[str, float]) -> Manifest:
+        free = {str(index): node for index, node in enumerate(nodes)}
+        total = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
+        monkeypatch.setattr(capacity, "free_on_nodes", lambda: {name: dict(node) for name, node in free.items()})
+        monkeypatch.setattr(capacity.ray, "nodes", lambda: nodes_of(*nodes))
+        monkeypatch.setattr(capacity.ray, "cluster_resources", lambda: total)
+        monkeypatch.setattr(capacity.ray_internals, "has_autoscaler", lambda: False)
+        return cast(Manifest, SimpleNamespace(split=lambda name: SimpleNamespace(pairs=np.array([40]))))
+
+    return stand_in
+
+
+@pytest.mark.parametrize(
+    ("nodes", "run", "line"),
+    [
+        ([{"CPU": 8.0}], {}, "1 worker with 7 threads; 1 evaluation actor beside it"),
+        ([{"CPU": 2.0}], {}, "1 worker with 1 thread; 1 evaluation actor beside it"),
+        ([{"CPU": 8.0}], {"workers": 2}, "2 workers with 3 threads each; 2 evaluation actors beside them"),
+        ([{"CPU": 8.0}] * 2, {"workers": 2}, "2 workers with 7 threads each; 2 evaluation actors beside them"),
+        ([{"CPU": 4.0}, {"CPU": 8.0}], {}, "1 worker with 8 threads; 4 evaluation actors beside it"),
+        ([{"CPU": 8.0}], {"cpus_per_worker": 2}, "1 worker with 2 threads; 6 evaluation actors beside it"),
+        (
+            [{"CPU": 64.0, "GPU": 2.0}],
+            {},  # two threads of the loader, and one that feeds the GPU
+            "1 worker with a GPU and 3 threads; 2 evaluation actors with 0.5 of a GPU beside it",
+        ),
+        (
+            [{"CPU": 5.0, "GPU": 2.0}],
+            {"workers": 2},
+            "2 workers with a GPU and 2 threads each; 1 evaluation actor beside them",
+        ),
+    ],
+)
+def test_a_worker_computes_with_what_actors_leave_of_its_node(cluster_of, nodes, run, line) -> None:
+    manifest = cluster_of(*nodes)
+    chosen = capacity.choose_devices(config({"workers": 1} | run), [manifest])
+    assert capacity.describe(chosen) == line
+    assert capacity.choose_devices(chosen, [manifest]) == chosen
+
+
+def test_threads_are_what_others_leave_or_what_a_run_waits_for(cluster_of, monkeypatch) -> None:
+    cluster_of({"CPU": 8.0})
+    run = config({"workers": 1, "use_gpu": False})
+    chosen = []
+    for free in (4.0, 1.0):
+        monkeypatch.setattr(capacity, "free_on_nodes", lambda free=free: {"0": {"CPU": free}})
+        chosen.append(capacity.choose_threads(run, 1).run.cpus_per_worker)
+    assert chosen == [3, 7]
+
+
+@pytest.mark.parametrize(
+    ("cores", "run", "evaluation", "runs", "cpus"),
+    [
+        (2, {}, {}, 1, 3),  # two threads, and an actor that shares their cores
+        (1, {}, {}, 1, 2),
+        (2, {"workers": 2}, {}, 1, 3),
+        (2, {}, {}, 2, 4),
+        (2, {}, {"actors": 2}, 1, 4),
+        (2, {"cpus_per_worker": 1}, {}, 1, 2),
+        (4, {}, {}, 1, 2),  # all four are counted anyway, one of them for the actor
+    ],
+)
+def test_on_one_or_two_cores_actors_are_counted_beside_them(monkeypatch, cores, run, evaluation, runs, cpus) -> None:
+    monkeypatch.setattr(capacity.ray_internals, "count_cores", lambda: cores)
+    assert capacity.cpus_needed(config({"workers": 1} | run, **evaluation), runs) == cpus
+
+
+def test_runs_at_the_same_time_are_as_many_as_are_asked_for_and_share_the_cores(cluster_of) -> None:
+    manifest = cluster_of({"CPU": 8.0})
+    run = config({"workers": 1})  # a core to train, and one to score, though it might take more
+    found = [capacity.fit_to_cluster(run, [manifest], concurrent) for concurrent in (None, 3, 2, 1)]
+    assert [count for _, count in found] == [4, 3, 2, 1] and {each.evaluation.actors for each, _ in found} == {1}
+    assert [each.run.cpus_per_worker for each, _ in found] == [1, 1, 3, 7]
+    text = "2 runs at the same time, each: 1 worker with 3 threads; 1 evaluation actor beside it"
+    assert capacity.describe(*found[2]) == text
     with pytest.raises(ValueError, match=r"^5 runs at the same time are asked for, the Ray cluster has room for 4;"):
-        capacity.fit_to_cluster(run, [], 5)
+        capacity.fit_to_cluster(run, [manifest], 5)
 
 
 @pytest.mark.parametrize(
@@ -100,14 +176,10 @@ def test_runs_at_the_same_time_are_as_many_as_are_asked_for(monkeypatch) -> None
         ({"workers": 9}, {}, "the run needs 10 CPUs, the Ray cluster has 8"),
     ],
 )
-def test_what_fits_into_no_node_is_refused_rather_than_waited_for(monkeypatch, run, evaluation, message) -> None:
-    nodes = [{"CPU": 4.0}] * 2
-    monkeypatch.setattr(capacity, "free_on_nodes", lambda: {str(index): dict(node) for index, node in enumerate(nodes)})
-    monkeypatch.setattr(capacity.ray, "nodes", lambda: nodes_of(*nodes))
-    monkeypatch.setattr(capacity.ray_internals, "has_autoscaler", lambda: False)
-    monkeypatch.setattr(capacity.ray, "cluster_resources", lambda: {"CPU": 8.0})
+def test_what_fits_into_no_node_is_refused_rather_than_waited_for(cluster_of, run, evaluation, message) -> None:
+    manifest = cluster_of({"CPU": 4.0}, {"CPU": 4.0})
     with pytest.raises(ValueError, match=message):
-        capacity.choose_devices(config(run, **evaluation), [])
+        capacity.choose_devices(config(run, **evaluation), [manifest])
 
 
 PARTS = [{"CPU": 2.0, "GPU": 1.0}, {"CPU": 2.0, "GPU": 0.0}]

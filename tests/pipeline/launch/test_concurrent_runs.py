@@ -19,12 +19,11 @@ def config(name: str, **evaluation: Any) -> Config:
 def test_devices_are_decided_once_for_all_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     free = iter([{"gpus_per_actor": 0.5, "actors": 2}, {"gpus_per_actor": 0.0, "actors": 9}])
 
-    def decide(config: Config, manifests: Any, count: int) -> Config:
+    def decide(config: Config, manifests: Any, concurrent: int) -> tuple[Config, int]:
         """As a cluster whose GPU the first run takes."""
         evaluation = config.evaluation.model_copy(update=next(free))
-        return config.model_copy(
-            update={"evaluation": evaluation, "run": config.run.model_copy(update={"use_gpu": True})}
-        )
+        run = config.run.model_copy(update={"use_gpu": True, "cpus_per_worker": 3})
+        return config.model_copy(update={"evaluation": evaluation, "run": run}), concurrent
 
     started: list[Config] = []
 
@@ -40,13 +39,12 @@ def test_devices_are_decided_once_for_all_runs(monkeypatch: pytest.MonkeyPatch) 
         (concurrent_runs, "collect_provenance"),
     ):
         monkeypatch.setattr(module, name, lambda *arguments: None)
-    monkeypatch.setattr(capacity, "count_runs", lambda config: 2)
     monkeypatch.setattr(cluster, "session", lambda *arguments, **options: nullcontext())
-    monkeypatch.setattr(capacity, "choose_devices", decide)
+    monkeypatch.setattr(capacity, "fit_to_cluster", decide)
     monkeypatch.setattr(concurrent_runs.ray, "put", lambda value: value)
     monkeypatch.setattr(concurrent_runs, "_in_turn", in_turn)
     assert concurrent_runs.train_all([config("a"), config("b", tile=512), config("c")], concurrent=2) == {}
     assert [each.run.name for each in started] == ["a", "b", "c"]
     devices = [(each.run.use_gpu, each.evaluation.gpus_per_actor, each.evaluation.actors) for each in started]
-    assert devices == [(True, 0.5, 2)] * 3
+    assert devices == [(True, 0.5, 2)] * 3 and {each.run.cpus_per_worker for each in started} == {3}
     assert [each.evaluation.tile for each in started] == [2048, 512, 2048]
