@@ -11,6 +11,7 @@ MEANT = (
     r"Ray [\d.]+ (on this machine|at [\d.]+:\d+)(, dashboard http://[\w.]+:\d+)?",
     r"cache .+: keeps .+ GiB",
     r"\d+ workers? with (a GPU and )?\d+ threads?( each)?; \d+ evaluation actors?( with [\d.]+ of a GPU)? beside \w+",
+    r"networks in (bf16|float32)",
     r"node \S+: ranks? [\d, -]+ on (CPU|GPU [\d, -]+)",
     rf"step \d+/\d+  {'  '.join(f'{term} {NUMBER}' for term in TERMS)}  ETA \d+m\d\ds",
     r"checkpoint \S+/checkpoint-\d{8}",
