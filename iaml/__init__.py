@@ -10,6 +10,7 @@ from iaml.mirror import mirror_loss
 from iaml.network import AutoEncoder, NetworkSettings
 from iaml.normalization import use_global_batch_norm
 from iaml.objective import Objective, ObjectiveSettings
+from iaml.precision import Precision, multiplies_bf16_fast
 from iaml.settings import Settings
 from iaml.teacher_student import TeacherSettings, TeacherStudent
 
@@ -18,6 +19,7 @@ __all__ = [
     "NetworkSettings",
     "Objective",
     "ObjectiveSettings",
+    "Precision",
     "Settings",
     "TeacherSettings",
     "TeacherStudent",
@@ -25,6 +27,7 @@ __all__ = [
     "enhance",
     "luminance",
     "mirror_loss",
+    "multiplies_bf16_fast",
     "score",
     "use_global_batch_norm",
 ]

@@ -154,14 +154,20 @@ class Head(nn.Module):
         self.bound = bound
         self.up = nn.ConvTranspose2d(inside, channels, 3, stride=2, padding=1, output_padding=1)
         self.refine = nn.Sequential(
-            nn.Conv2d(channels + 3, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, 3, 3, padding=1)
+            nn.Conv2d(channels + 3, channels, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(channels, 3, 3, padding=1)
         )
 
     def forward(self, features: Tensor, image: Tensor) -> Tensor:
         """Features (B, C, H/2, W/2) and image (B, 3, H, W) to an image of the same shape in [0, 1]."""
-        detailed = self.up(features).relu()
+        detailed = self.up(features).relu_()
         # in the features' type: under autocast the joined maps would be float32 otherwise, and be converted back
-        residual = self.refine(torch.cat([detailed, image.to(detailed.dtype)], dim=1))
+        maps = self.refine[0](torch.cat([detailed, image.to(detailed.dtype)], dim=1))
+        last = cast(nn.Conv2d, self.refine[2])
+        if kernels.usable(maps):
+            assert last.bias is not None
+            residual = kernels.to_image(maps, last.weight, last.bias)
+        else:
+            residual = last(self.refine[1](maps))
         output: Tensor = image + residual
         return output.clamp(0, 1) if self.bound == "clamp" else output.sigmoid()
 

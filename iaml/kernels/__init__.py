@@ -4,7 +4,7 @@ They are C++, compiled for the machine when they are first used; without a compi
 more slowly. ``problem()`` says why where there are none.
 """
 
-from iaml.kernels.functions import attend, batch_norm, mirror, moments, normalise, similarity, usable
+from iaml.kernels.functions import attend, batch_norm, mirror, moments, normalise, similarity, to_image, usable
 from iaml.kernels.library import problem
 
-__all__ = ["attend", "batch_norm", "mirror", "moments", "normalise", "problem", "similarity", "usable"]
+__all__ = ["attend", "batch_norm", "mirror", "moments", "normalise", "problem", "similarity", "to_image", "usable"]

@@ -122,6 +122,21 @@ def mirror(u: Tensor, t: Tensor, emphasis: Tensor, epsilon: float) -> Tensor:
     return apply(u, means, gradient)
 
 
+def to_image(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A ReLU, then a 3x3 convolution to three channels, padded by zeros, computed and returned in float32.
+
+    Args:
+        x: the maps, (B, C, H, W).
+        weight: (3, C, 3, 3), float32.
+        bias: (3,), float32.
+
+    Returns:
+        (B, 3, H, W), float32, channels last.
+    """
+    apply: Callable[..., Tensor] = _ToImage.apply
+    return apply(_channels_last(x), weight, bias)
+
+
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, window: Tensor) -> Tensor:
@@ -190,6 +205,25 @@ class _BatchNorm(torch.autograd.Function):
         grad_x = torch.empty_like(x)
         _call("normalise_backward", x, grad, x, mean, scale, shift, ctx.slope, constant, by_value, grad_x)
         return grad_x, None, None, local[1] * inverse_std, local[0], None, None, None, None
+
+
+class _ToImage(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        weight = weight.contiguous()
+        ctx.save_for_backward(x, weight)
+        images, _, height, width = x.shape
+        y = weight.new_empty((images, height, width, 3))
+        _call("to_image", x, x, weight, bias, y)
+        return y.permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        grad_x, grad_weight, grad_bias = torch.empty_like(x), torch.empty_like(weight), weight.new_empty(3)
+        grad = gradients[0].float().permute(0, 2, 3, 1).contiguous()
+        _call("to_image_backward", x, grad, x, weight, grad_x, grad_weight, grad_bias)
+        return grad_x, grad_weight, grad_bias
 
 
 class _WithGradient(torch.autograd.Function):

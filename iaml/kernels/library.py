@@ -15,7 +15,7 @@ from pathlib import Path
 import torch  # its OpenMP, which runs its threads, is then the kernels' as well  # noqa: F401
 
 FOLDER = Path(__file__).parent
-SOURCES = ("attention.cpp", "mirror.cpp", "normalization.cpp", "similarity.cpp")
+SOURCES = ("attention.cpp", "image.cpp", "mirror.cpp", "normalization.cpp", "similarity.cpp")
 HEADERS = ("blocks.h",)
 # arithmetic stays IEEE's: sums keep their order, NaN stays NaN
 FLAGS = ("-O3", "-std=c++20", "-shared", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")

@@ -227,7 +227,7 @@ class Scorer:
         raise AssertionError
 
     def _enhancer(self, network: AutoEncoder) -> Enhancer:
-        return partial(enhance, network, tile=self._settings.tile, overlap=OVERLAP)
+        return partial(enhance, network, tile=self._settings.tile, overlap=OVERLAP, precision=PRECISION)
 
     def _enhanced_and_clean(self, key: str, run: Enhancer) -> tuple[Tensor, Tensor]:
         low, clean = self._images(key)

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
-from iaml import Settings
+from iaml import Precision, Settings
 from iaml.metrics import Protocol
 from iaml.network import STRIDE
 from pipeline.storage import Url, absolute
@@ -14,7 +14,7 @@ from pipeline.storage import Url, absolute
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("dev", "test", "train")  # in the order of reports
 OVERLAP = 128  # pixels that neighbouring tiles share
-PRECISION = "float32"  # in which all is scored, without TF32
+PRECISION: Precision = "float32"  # in which all is scored, without TF32
 
 
 def _file_or_url(text: str) -> str:

@@ -1,11 +1,11 @@
 """The optimizer, its schedule and its precision."""
 
 import math
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
-from iaml import Settings
+from iaml import Precision, Settings
 
 
 class OptimizerSettings(Settings):
@@ -18,7 +18,7 @@ class OptimizerSettings(Settings):
     clip: float = Field(
         0.0, ge=0, description="largest gradient norm; larger gradients are scaled to it; 0 is no limit"
     )
-    precision: Literal["auto", "float32", "bf16"] = Field(
+    precision: Precision = Field(
         "auto",
         description="bf16 runs the networks under autocast; weights, losses and the average stay float32; auto is bf16 "
         "where all workers' processors multiply it fast, else float32, so name one where a run is to resume on others",

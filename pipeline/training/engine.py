@@ -11,9 +11,9 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state
 from torch import Tensor
 
-from iaml import TeacherStudent, use_global_batch_norm
+from iaml import TeacherStudent, multiplies_bf16_fast, use_global_batch_norm
 from pipeline.settings.optimizer import OptimizerSettings
-from pipeline.training.step import GuardedAdam, multiplies_bf16_fast, poison_unless_finite, restore_unless
+from pipeline.training.step import GuardedAdam, poison_unless_finite, restore_unless
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # the state that Adam keeps for each parameter
 

@@ -7,17 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FAST_BF16 = ("amx_bf16", "avx512_bf16", "bf16")  # what torch calls a CPU's instructions for it
-AMPERE = (8, 0)  # the first GPUs that have them
-
-
-def multiplies_bf16_fast(device: torch.device) -> bool:
-    """Whether bfloat16 is faster than float32 there."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= AMPERE
-    found = torch.cpu.get_capabilities()
-    return any(found.get(name) for name in FAST_BF16)
-
 
 class GuardedAdam(torch.optim.Adam):
     """Adam that clips by the global norm and skips a step whose gradients are not finite, in one pass over the weights.

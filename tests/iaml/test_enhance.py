@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from iaml import AutoEncoder, NetworkSettings, enhance
+from iaml import AutoEncoder, NetworkSettings, enhance, multiplies_bf16_fast
 
 
 class Recorded(nn.Module):
@@ -43,7 +43,21 @@ def test_enhance_equals_the_network_where_no_padding_is_needed():
     network = AutoEncoder(NetworkSettings(width=1 / 16)).eval()
     low = torch.rand(1, 3, 64, 32)
     with torch.inference_mode():
-        assert torch.equal(enhance(network, low), network(low))
+        torch.testing.assert_close(enhance(network, low, precision="float32"), network(low), rtol=0, atol=1e-6)
+
+
+def test_bf16_stays_within_a_level_of_float32():
+    """Of a network that brightens as a trained one does: its residual is far from 0."""
+    torch.manual_seed(0)
+    network = AutoEncoder(NetworkSettings(width=1 / 4)).eval()
+    torch.nn.init.constant_(network.decoder.head.refine[2].bias, 0.3)
+    torch.nn.init.normal_(network.decoder.head.refine[2].weight, std=0.05)
+    low = torch.rand(1, 3, 96, 128) / 4
+    reference, found = (enhance(network, low, precision=precision) for precision in ("float32", "bf16"))
+    assert reference.std() > 0.05
+    assert 0 < (found - reference).abs().max() < 1 / 255
+    assert torch.equal(enhance(network, low), found if multiplies_bf16_fast(low.device) else reference)
+    assert found.dtype == torch.float32
 
 
 def test_images_within_one_tile_are_enhanced_whole():

@@ -44,6 +44,24 @@ def assert_near(found, expected, tolerance):
 
 @both_types
 @pytest.mark.parametrize("shape", SHAPES)
+def test_to_image(shape, dtype):
+    torch.manual_seed(0)
+    batch, channels, height, width = shape
+    reference = nn.Sequential(nn.ReLU(), nn.Conv2d(channels, 3, 3, padding=1)).double()
+    weights = [value.detach().float() for value in reference.parameters()]
+    x, upstream = draw(shape, dtype), draw((batch, 3, height, width), seed=1)
+    found = gradients(kernels.to_image, [x, *weights], upstream)
+    assert found[0].dtype == torch.float32
+    inputs = x.double().requires_grad_()
+    output = reference(inputs)
+    output.backward(upstream.double())
+    expected = [output.detach(), inputs.grad, *(value.grad for value in reference.parameters())]
+    assert_near(found[:1] + found[2:], expected[:1] + expected[2:], TOLERANCE[torch.float32])  # computed in float32
+    assert_near(found[1:2], expected[1:2], TOLERANCE[dtype])
+
+
+@both_types
+@pytest.mark.parametrize("shape", SHAPES)
 def test_attention(shape, dtype):
     torch.manual_seed(0)
     reference = CBAM(shape[1]).double()

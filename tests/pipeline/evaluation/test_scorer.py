@@ -62,7 +62,7 @@ def test_scores_equal_scikit_image(manifest, networks, table, method):
         low, clean = read_pair(manifest.url, record)
         x = torch.from_numpy(low.copy()).permute(2, 0, 1)[None] / 255
         outputs = {"input": lambda x=x: x, "gamma": lambda x=x: x**0.5}
-        outputs |= {name: lambda x=x, net=net: enhance(net, x) for name, net in networks.items()}
+        outputs |= {name: lambda x=x, net=net: enhance(net, x, precision="float32") for name, net in networks.items()}
         enhanced = pixels(outputs[method]()[0].permute(1, 2, 0).numpy())
         rows = table[(table["key"] == record.key) & (table["method"] == method) & (table["protocol"] == "rgb_u8")]
         values = rows.set_index("metric")["value"]
@@ -225,7 +225,7 @@ def test_views_show_low_gamma_enhanced_clean_and_the_error(manifest, networks, s
     assert np.array_equal(views["low"], low)
     assert np.array_equal(views["clean"], clean)
     x = torch.from_numpy(low.copy()).permute(2, 0, 1)[None] / 255
-    enhanced = enhance(networks["student"], x)[0].permute(1, 2, 0).numpy()
+    enhanced = enhance(networks["student"], x, precision="float32")[0].permute(1, 2, 0).numpy()
     assert np.array_equal(views["enhanced"], pixels(enhanced))
     error = np.abs(enhanced - clean / 255).mean(axis=2)
     brightness = views["error"].sum(axis=2, dtype=int)
