@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import deepspeed
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from iaml import TeacherStudent, multiplies_bf16_fast, use_global_batch_norm
 from pipeline.settings.optimizer import OptimizerSettings
+from pipeline.training.graph import CapturedFunction
 from pipeline.training.step import GuardedAdam, poison_unless_finite, restore_unless
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # the state that Adam keeps for each parameter
@@ -74,6 +75,9 @@ class Engine:
                 if value.dim() == 4:
                     value.data = value.data.contiguous(memory_format=torch.channels_last)
         self._start_moments(steps=0)
+        # with several workers the exchange would have to be captured as well
+        is_captured = self._device.type == "cuda" and settings.zero_stage == 0 and dist.get_world_size() == 1
+        self._compute = CapturedFunction(self._run) if is_captured else self._run
 
     def step(self, batches: Sequence[tuple[Tensor, Tensor]], learning_rate: float) -> StepResult:
         """One optimizer step over the micro-batches of low-light and clean images.
@@ -86,7 +90,15 @@ class Engine:
             learning_rate: of this step.
         """
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(learning_rate)
+            else:
+                group["lr"] = learning_rate
+        grad_norm, ema_rate, applied, *losses = self._compute(batches)
+        return StepResult(dict(zip(self._loss_names, losses, strict=True)), grad_norm, ema_rate, applied)
+
+    def _run(self, batches: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """The step, on the device: the gradient's norm, the teacher's rate, whether the weights moved, the losses."""
         statistics = [*self.task.student.buffers(), *self.task.clean_statistics.buffers()]
         before = [value.clone() for value in statistics]
         sums: dict[str, Tensor] = {}
@@ -100,7 +112,8 @@ class Engine:
         restore_unless(applied, statistics, before)
         rate = self.task.ema_rate
         self.task.after_optimizer_step(applied)
-        return StepResult(sums, grad_norm, rate, applied)
+        self._loss_names = tuple(sums)
+        return [grad_norm, rate, applied, *sums.values()]
 
     def _outcome(self) -> tuple[Tensor, Tensor]:
         """The gradient's norm, and whether the weights moved."""
@@ -153,11 +166,13 @@ class Engine:
         return images.to(torch.float32, memory_format=layout).div_(255)
 
     def _adam(self) -> torch.optim.Adam:
-        options = {"lr": self._settings.learning_rate, "betas": self._settings.betas}
+        options: dict[str, Any] = {"lr": self._settings.learning_rate, "betas": self._settings.betas}
         parameters = list(self._trained.values())
         if self._settings.zero_stage == 0:
+            if self._device.type == "cuda":  # read there, in a captured step as well
+                options |= {"lr": torch.tensor(self._settings.learning_rate, device=self._device), "capturable": True}
             return GuardedAdam(parameters, clip=self._settings.clip, **options)
-        return torch.optim.Adam(parameters, **cast(Any, options))
+        return torch.optim.Adam(parameters, **options)
 
     def _config(self, micro_batch: int, accumulation: int) -> dict[str, Any]:
         stage = self._settings.zero_stage
@@ -173,6 +188,7 @@ class Engine:
                 "lower_precision_safe_modules": [],  # the layers whose gradients would be exchanged in bf16
             },
             "steps_per_print": None,
+            "timers": {"throughput": {"enabled": False}},  # which would wait for the device in each step
         }
 
 
