@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "blocks.h"
@@ -130,6 +131,18 @@ void for_values(int64_t width, int64_t channels, int64_t lanes, const Body& body
     for (int64_t c = 0; c < channels; c++) body(x * channels + c, x * lanes + c);
 }
 
+// the rows around `row` of an image's maps, activated
+template <typename Value>
+void activate_around(Around& maps, int64_t row, const Shape& shape, const Value* x, int64_t lanes) {
+  maps.move_to(row, shape.height, lanes, [&](int64_t next, float* place) {
+    const Value* in = x + next * shape.width * shape.channels;
+    for_values(shape.width, shape.channels, lanes, [&](int64_t from, int64_t to) {
+      const float value = in[from];
+      place[to] = value < 0 ? 0 : value;
+    });
+  });
+}
+
 // the colours of PIXELS pixels from `x` on
 template <int64_t COUNT, int64_t PIXELS>
 void convolve(const Around::Rows& maps, const float* weights, const float* bias, int64_t lanes, int64_t x, float* out) {
@@ -203,13 +216,7 @@ void to_image(const Shape& shape, const Value* x, const float* weight, const flo
   for_rows(shape, [&](int64_t image, int64_t, int64_t first, int64_t last) {
     Around maps(width, lanes);
     for (int64_t row = first; row < last; row++) {
-      maps.move_to(row, shape.height, lanes, [&](int64_t next, float* place) {
-        const Value* in = x + image * shape.values() + next * width * channels;
-        for_values(width, channels, lanes, [&](int64_t from, int64_t to) {
-          const float value = in[from];
-          place[to] = value < 0 ? 0 : value;
-        });
-      });
+      activate_around(maps, row, shape, x + image * shape.values(), lanes);
       const auto rows = maps.rows();
       float* out = y + (image * shape.height + row) * width * COLOURS;
       for_pixels_of_row(width, [&](int64_t from, auto pixels) {
@@ -232,13 +239,7 @@ void to_image_backward(const Shape& shape, const float* grad, const Value* x, co
     float* sums = parts.data() + task * size;
     const float* of_image = grad + image * height * width * COLOURS;
     for (int64_t row = first; row < last; row++) {
-      maps.move_to(row, height, lanes, [&](int64_t next, float* place) {
-        const Value* in = x + image * shape.values() + next * width * channels;
-        for_values(width, channels, lanes, [&](int64_t from, int64_t to) {
-          const float value = in[from];
-          place[to] = value < 0 ? 0 : value;
-        });
-      });
+      activate_around(maps, row, shape, x + image * shape.values(), lanes);
       grads.move_to(row, height, COLOURS, [&](int64_t next, float* place) {
         std::copy_n(of_image + next * width * COLOURS, width * COLOURS, place);
       });

@@ -75,6 +75,7 @@ class Engine:
                 if value.dim() == 4:
                     value.data = value.data.contiguous(memory_format=torch.channels_last)
         self._start_moments(steps=0)
+        self._loss_names: tuple[str, ...] = ()  # of what _run gives, known once it has run
         # with several workers the exchange would have to be captured as well
         is_captured = self._device.type == "cuda" and settings.zero_stage == 0 and dist.get_world_size() == 1
         self._compute = CapturedFunction(self._run) if is_captured else self._run

@@ -41,12 +41,13 @@ def test_replayed_calls_do_what_the_function_does():
 
 
 def test_nothing_waits_for_the_gpu():
-    captured = CapturedFunction(trainer())
+    captured, results = CapturedFunction(trainer()), []
     given = [pairs(number) for number in range(EAGER_CALLS + 3)]
     for number, batches in enumerate(given):
         if number == EAGER_CALLS + 1:  # captured and replayed once
             torch.cuda.set_sync_debug_mode("error")
         try:
-            captured(batches)
+            results.append(captured(batches))  # raises where it waits
         finally:
             torch.cuda.set_sync_debug_mode("default")
+    assert len({float(loss) for loss, _ in results}) == len(given)
