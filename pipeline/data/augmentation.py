@@ -1,9 +1,7 @@
 """Crops, flips and quarter turns: drawn for each visit of a sample, the same on every layout of workers."""
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pipeline.data.order import SampleRefs
 
@@ -27,22 +25,19 @@ def reflect_pad(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     return np.pad(image, [*missing, (0, 0)], mode="reflect")
 
 
-def apply_turns(images: Tensor, turns: Tensor) -> Tensor:
-    """Each of the square images, (B, 3, S, S), in one of the 8 positions that ``turns``, (B,) on the CPU, names."""
-    result = images.clone()
-    for turn in range(1, TURNS):
-        chosen = torch.nonzero(turns == turn)[:, 0]
-        if len(chosen):
-            chosen = chosen.to(images.device, non_blocking=True)
-            part = images[chosen]
-            if turn & 1:
-                part = part.flip(-1)
-            if turn & 2:
-                part = part.flip(-2)
-            if turn & 4:
-                part = part.transpose(-1, -2)
-            result[chosen] = part
-    return result
+def copy_turned(image: NDArray[np.uint8], turn: int, out: NDArray[np.uint8]) -> None:
+    """Write the square image, [S, S, 3], to ``out`` in the one of its 8 positions that ``turn`` names."""
+    if turn & 1:
+        image = image[:, ::-1]
+    if turn & 2:
+        image = image[::-1]
+    if turn & 4:
+        image = image.swapaxes(0, 1)
+    if turn & 5:  # NumPy would copy three bytes at a time
+        for channel in range(3):
+            out[..., channel] = image[..., channel]
+    else:
+        out[...] = image
 
 
 def _mix(state: Bits | np.uint64, value: Bits) -> Bits:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.data.augmentation import TURNS, apply_turns, reflect_pad, uniform_draws
+from pipeline.data.augmentation import TURNS, copy_turned, reflect_pad, uniform_draws
 from pipeline.data.manifest import Manifest
 from pipeline.data.order import WorkerShare, order_of
 from pipeline.data.pair_reader import PairReader
@@ -32,16 +32,10 @@ CHUNK = 8  # crops that a thread cuts at a time
 
 
 class Batch(NamedTuple):
-    """Pairs of crops: RGB, uint8, both of shape (B, 3, crop, crop), and how each pair is yet to be turned, (B,)."""
+    """Pairs of crops: RGB, uint8, both of shape (B, 3, crop, crop), channels last in memory."""
 
     low: Tensor
     clean: Tensor
-    turns: Tensor
-
-    def on(self, device: torch.device | str) -> tuple[Tensor, Tensor]:
-        """The crops on a device, mirrored and turned there, both images of a pair alike."""
-        low, clean = (images.to(device, non_blocking=True).contiguous() for images in (self.low, self.clean))
-        return apply_turns(low, self.turns), apply_turns(clean, self.turns)
 
 
 class LoaderState(NamedTuple):
@@ -72,19 +66,28 @@ class Loader:
         settings: how they are read.
         share: this worker's part of each global batch.
         seed: fixes the order and the augmentation.
+        pinned: whether the crops lie in page-locked memory, from which a GPU copies while the processor goes on.
 
     Attributes:
         readers: the data sets' pairs.
     """
 
-    def __init__(self, manifests: Sequence[Manifest], settings: DataSettings, share: WorkerShare, seed: int) -> None:
+    def __init__(
+        self,
+        manifests: Sequence[Manifest],
+        settings: DataSettings,
+        share: WorkerShare,
+        seed: int,
+        *,
+        pinned: bool = False,
+    ) -> None:
         self.readers = [PairReader(manifest, SPLIT, settings) for manifest in manifests]
         self._settings = settings
         self._share = share
         self._seed = seed
         self._order = order_of([reader.shards.pairs for reader in self.readers], settings, share.global_batch, seed)
         self._plan_ahead = self._steps_of_window()
-        self._memory = _Memory((2, share.micro_batch, settings.crop, settings.crop, 3))
+        self._memory = _Memory((2, share.micro_batch, settings.crop, settings.crop, 3), pinned)
         self._fetched: OrderedDict[tuple[int, int], None] = OrderedDict()
         self._planned: deque[list[_Plan]] = deque()
         self._being_cut: deque[list[_Cut]] = deque()
@@ -165,10 +168,10 @@ class Loader:
         crops = self._memory.take()
         chunks = [slice(first, first + CHUNK) for first in range(0, len(places), CHUNK)]
         futures = [
-            cutters.submit(self._cut_chunk, crops, rows.start, places[rows], numbers[rows].tolist()) for rows in chunks
+            cutters.submit(self._cut_chunk, crops.numpy(), rows.start, places[rows], numbers[rows].tolist())
+            for rows in chunks
         ]
-        turns = (numbers[:, 2] * TURNS).astype(np.int64) * self._settings.flips
-        return _Cut(futures, crops, turns)
+        return _Cut(futures, crops)
 
     def _cut_chunk(
         self, crops: NDArray[np.uint8], first: int, places: list[list[int]], numbers: list[list[float]]
@@ -176,14 +179,15 @@ class Loader:
         """Fill the rows from ``first`` on."""
         side = self._settings.crop
         rows = enumerate(zip(places, numbers, strict=True), start=first)
-        for row, ((dataset, shard, sample), (down, right, _)) in rows:
+        for row, ((dataset, shard, sample), (down, right, turn)) in rows:
             pair = self.readers[dataset].pair(shard, sample)
             if min(pair.low.shape[:2]) < side:
                 pair = PairPixels(*(reflect_pad(image, side) for image in pair))
             height, width, _ = pair.low.shape
             top, left = int(down * (height - side + 1)), int(right * (width - side + 1))
-            crops[0, row] = pair.low[top : top + side, left : left + side]
-            crops[1, row] = pair.clean[top : top + side, left : left + side]
+            for place, image in zip(crops[:, row], pair, strict=True):
+                crop = image[top : top + side, left : left + side]
+                copy_turned(crop, int(turn * TURNS) * self._settings.flips, place)
 
 
 class _Plan(NamedTuple):
@@ -197,8 +201,7 @@ class _Cut(NamedTuple):
     """A batch in the making: low-light and clean crops, (2, B, crop, crop, 3), and the work that fills them."""
 
     futures: list[Future[None]]
-    crops: NDArray[np.uint8]
-    turns: NDArray[np.int64]
+    crops: Tensor
 
     def is_ready(self) -> bool:
         return all(future.done() for future in self.futures)
@@ -206,22 +209,27 @@ class _Cut(NamedTuple):
     def batch(self) -> Batch:
         for future in self.futures:
             future.result()
-        low, clean = torch.from_numpy(self.crops).permute(0, 1, 4, 2, 3)
-        return Batch(low, clean, torch.from_numpy(self.turns))
+        return Batch(*self.crops.permute(0, 1, 4, 2, 3))
 
 
 class _Memory:
-    """Arrays of one shape, used again once nobody holds them: memory new from the system costs as much as the crops."""
+    """Tensors of one shape, used again once nobody holds them: memory new from the system costs as much as the crops.
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    Torch does so by itself with pinned ones, and waits for the copies that a GPU makes of them.
+    """
+
+    def __init__(self, shape: tuple[int, ...], pinned: bool) -> None:
         self._shape = shape
+        self._pinned = pinned
         self._free: list[NDArray[np.uint8]] = []
 
-    def take(self) -> NDArray[np.uint8]:
+    def take(self) -> Tensor:
+        if self._pinned:
+            return torch.empty(self._shape, dtype=torch.uint8, pin_memory=True)
         kept = self._free.pop() if self._free else np.empty(self._shape, dtype=np.uint8)
         array = kept[:]  # tensors made of it hold it, and it tells when they are gone
         weakref.finalize(array, self._free.append, kept).atexit = False
-        return array
+        return torch.from_numpy(array)
 
 
 def _pool(stack: ExitStack, threads: int, name: str) -> ThreadPoolExecutor:

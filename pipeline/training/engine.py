@@ -87,7 +87,7 @@ class Engine:
         state, running statistics and teacher stay as they were.
 
         Args:
-            batches: pairs of uint8 tensors of shape (B, 3, H, W).
+            batches: pairs of uint8 tensors of shape (B, 3, H, W), on the engine's device.
             learning_rate: of this step.
         """
         for group in self._engine.optimizer.param_groups:
@@ -163,8 +163,7 @@ class Engine:
     def _images(self, batch: Tensor) -> Tensor:
         # feature maps keep the images' layout
         layout = torch.channels_last if self._settings.channels_last else torch.contiguous_format
-        images = batch.to(self._device, non_blocking=True)
-        return images.to(torch.float32, memory_format=layout).div_(255)
+        return batch.to(torch.float32, memory_format=layout).div_(255)
 
     def _adam(self) -> torch.optim.Adam:
         options: dict[str, Any] = {"lr": self._settings.learning_rate, "betas": self._settings.betas}

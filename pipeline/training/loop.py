@@ -30,6 +30,7 @@ from pipeline.terminal import log
 from pipeline.training import topology
 from pipeline.training.checkpointing import CheckpointWriter
 from pipeline.training.engine import Engine, StepResult
+from pipeline.training.feed import feed
 from pipeline.training.monitor import Monitor
 from pipeline.training.preemption import Notices
 
@@ -70,7 +71,8 @@ def _train(config: Config, provenance: dict[str, Any], lease_id: str, writer: Ch
     if rank == 0:
         lease.check(config.run.url, lease_id)  # before checkpoints are invalidated
     task, engine, progress = _build(config, provenance.get("start_from"), device)
-    loader = Loader([load_manifest(url) for url in config.data.urls], config.data, share, config.run.seed)
+    manifests = [load_manifest(url) for url in config.data.urls]
+    loader = Loader(manifests, config.data, share, config.run.seed, pinned=device.type == "cuda")
     monitor = Monitor(config.run.url, config.train.steps, progress.step, share.global_batch) if rank == 0 else None
     places = topology.gather()
     if monitor:
@@ -78,10 +80,10 @@ def _train(config: Config, provenance: dict[str, Any], lease_id: str, writer: Ch
         _log_all([*topology.describe(places), *_describe_arithmetic(engine), *caches])
     window, notices = _Window(progress, share), Notices(share.rank, device)
     telemetry = Telemetry(run=config.run.name, rank=str(share.rank))
-    for step, batches in loader.steps(progress.step, config.train.steps):
+    for step, batches in feed(loader.steps(progress.step, config.train.steps), device):
         checkpoint.seed_random_numbers(config.run.seed, step, share.rank)
         rate = config.optimizer.rate_at(step, config.train.steps)
-        window.add(engine.step([batch.on(device) for batch in batches], rate))
+        window.add(engine.step(batches, rate))
         notice = notices.poll()
         done = step + 1
         last = done == config.train.steps

@@ -46,26 +46,54 @@ def batches(url, workers=1, start=0, stop=6, accumulation=1, seed=0, **changes):
     steps = []
     for number, parts in enumerate(zip(*streams, strict=True), start=start):
         assert {step for step, _ in parts} == {number}
-        pairs = [pair for _, rounds in parts for batch in rounds for pair in zip(*batch.on("cpu"), strict=True)]
+        pairs = [pair for _, rounds in parts for batch in rounds for pair in zip(*batch, strict=True)]
         steps.append(sorted(low.numpy().tobytes() + clean.numpy().tobytes() for low, clean in pairs))
     return steps
 
 
 def test_both_images_are_cut_and_turned_alike(url):
     for _, (batch,) in loader(url, WorkerShare(0, 1, BATCH, 1)).steps(0, 6):
-        low, clean = batch.on("cpu")
+        low, clean = batch
         assert low.shape == clean.shape == (BATCH, 3, 32, 32)
         assert low.dtype == clean.dtype == torch.uint8
         assert torch.equal(low, (clean.double() * 0.15).to(torch.uint8))
 
 
 def test_augmentation_turns_and_mirrors(url):
+    """Each crop lies in one of the eight positions of the crop that is cut without augmentation."""
     share = WorkerShare(0, 1, BATCH, 1)
-    turns = torch.cat([batch.turns for _, (batch,) in loader(url, share).steps(0, 20)])
-    assert set(turns.tolist()) == set(range(8))
-    plain = [batch for _, (batch,) in loader(url, share, flips=False).steps(0, 20)]
-    assert not any(batch.turns.any() for batch in plain)
-    assert all(torch.equal(batch.on("cpu")[0], batch.low) for batch in plain)
+    turned, plain = (
+        [crop for _, (batch,) in loader(url, share, flips=flips).steps(0, 20) for crop in batch.low]
+        for flips in (True, False)
+    )
+    seen = set()
+    for crop, upright in zip(turned, plain, strict=True):
+        positions = {
+            (mirrored, quarters): torch.rot90(upright.flip(-1) if mirrored else upright, quarters, (1, 2))
+            for mirrored in (False, True)
+            for quarters in range(4)
+        }
+        seen |= {name for name, position in positions.items() if torch.equal(position, crop)}
+        assert any(torch.equal(position, crop) for position in positions.values())
+    assert len(seen) == 8
+
+
+def test_crops_lie_channels_last(url):
+    (_, (batch,)) = next(loader(url, WorkerShare(0, 1, BATCH, 1)).steps(0, 1))
+    assert all(images.is_contiguous(memory_format=torch.channels_last) for images in batch)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_crops_for_a_gpu_lie_in_pinned_memory_and_are_the_same(url):
+    def crops(pinned):
+        data = DataSettings(url=url, crop=32, cache=CACHE)
+        steps = Loader([load_manifest(url)], data, WorkerShare(0, 1, BATCH, 1), 0, pinned=pinned).steps(0, 6)
+        return [images for _, (batch,) in steps for images in batch]
+
+    pinned = crops(True)
+    assert all(images.is_pinned() for images in pinned)
+    assert all(torch.equal(images, expected) for images, expected in zip(pinned, crops(False), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +159,7 @@ def test_images_smaller_than_the_crop_portrait_and_landscape(tmp_path):
         pack(PackSettings(source=tmp_path / name, out=str(tmp_path / f"{name}-shards"), dev_fraction=0))
     urls = {"url": str(tmp_path / "source-shards"), "extra_urls": (str(tmp_path / "other-shards"),)}
     for _, (batch,) in loader(share=WorkerShare(0, 1, BATCH, 1), **urls).steps(0, 6):
-        low, clean = batch.on("cpu")
+        low, clean = batch
         assert low.shape == (BATCH, 3, 32, 32)
         assert torch.equal(low, (clean.double() * 0.15).to(torch.uint8))
 

@@ -44,7 +44,7 @@ def crops(url, cache, **changes):
     """The crops of 12 steps, two epochs and a bit."""
     settings = DataSettings(url=url, crop=64, cache=cache, **changes)
     loader = Loader([load_manifest(url)], settings, WorkerShare(0, 1, 4, 1), 0)
-    return [batch.on("cpu")[0].numpy() for _, (batch,) in loader.steps(0, 12)]
+    return [batch.low.numpy() for _, (batch,) in loader.steps(0, 12)]
 
 
 def same(one, other):
