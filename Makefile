@@ -41,7 +41,8 @@ check: setup           ## Style, types and the import contract.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: setup $(PEERS)/.ready ## Measure loader and evaluation, on PAIRS=DIR or else on scikit-image's photographs.
+bench: setup $(PEERS)/.ready ## Measure training, loader and evaluation, on PAIRS=DIR or else on scikit-image's photographs.
+	$(BIN)/python tests/benchmarks/training.py --out build/bench/training.md $(if $(PAIRS),--pairs "$(PAIRS)")
 	PYTHONPATH=$(PEERS):tests/helpers $(BIN)/python tests/benchmarks/compare.py --out build/bench/streaming.md \
 		$(if $(PAIRS),--pairs "$(PAIRS)")
 	$(BIN)/python tests/benchmarks/evaluation.py --out build/bench/evaluation.md $(if $(PAIRS),--pairs "$(PAIRS)")

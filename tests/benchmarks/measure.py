@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Callable, Collection, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -25,9 +25,13 @@ class Process:
     def __exit__(self, *_: object) -> None:
         self._executor.shutdown(cancel_futures=True)
 
+    def start(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """What the function will return, or raise, in the process."""
+        return self._executor.submit(function, *args, **kwargs)
+
     def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """What the function returns, or raises, in the process."""
-        return self._executor.submit(function, *args, **kwargs).result()
+        return self.start(function, *args, **kwargs).result()
 
 
 def memory(field: str) -> float:
