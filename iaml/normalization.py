@@ -7,6 +7,7 @@ layer and its input, which ``Encoder`` and ``Decoder`` take as an argument.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -25,7 +26,7 @@ MOMENTUM = 0.1  # of RunningStatistics; nn.BatchNorm2d has the same
 Normalise = Callable[[nn.BatchNorm2d, Tensor, float], Tensor]
 
 
-def use_global_batch_norm(module: nn.Module) -> None:
+def use_global_batch_norm(module: nn.Module, group: dist.ProcessGroup | None = None) -> None:
     """Make each ``nn.BatchNorm2d`` in ``module`` normalise by the batch of all workers instead of its own.
 
     The number of workers then changes nothing but rounding. Call it on each worker before training starts; with one
@@ -34,16 +35,18 @@ def use_global_batch_norm(module: nn.Module) -> None:
 
     Args:
         module: changed in place, on any device.
+        group: the workers whose batches count as one; by default all.
     """
     for layer in module.modules():
         if type(layer) is nn.BatchNorm2d:
             layer.__class__ = GlobalBatchNorm2d  # as torch's fully_shard does
+            layer.process_group = group  # type: ignore[assignment]
 
 
 class GlobalBatchNorm2d(nn.SyncBatchNorm, nn.BatchNorm2d):
     """Batch normalisation whose batch is the global one: on GPUs torch's ``SyncBatchNorm``, here for CPUs as well."""
 
-    process_group = None  # all workers
+    process_group: dist.ProcessGroup | None
     momentum: float
     running_mean: Tensor
     running_var: Tensor
@@ -54,16 +57,19 @@ class GlobalBatchNorm2d(nn.SyncBatchNorm, nn.BatchNorm2d):
         if not self.training:
             return normalise_by_running(self, x, slope)
         fused = kernels.usable(x)
-        if x.is_cuda or not (fused or _world_size() > 1):
+        workers = _workers(self.process_group)
+        if x.is_cuda or not (fused or workers > 1):
             return F.leaky_relu(super().forward(x) if x.is_cuda else nn.BatchNorm2d.forward(self, x), slope)
-        mean, var = global_statistics(x)
+        mean, var = global_statistics(x, self.process_group)
         self.num_batches_tracked.add_(1)
-        _update(self.running_mean, self.running_var, mean, var, x, self.momentum)
+        count = x.numel() // x.shape[1] * workers
+        _update(self.running_mean, self.running_var, mean, var, count, self.momentum)
+        sum_over_workers = partial(_sum_over_workers, group=self.process_group)
         if fused:
-            count = x.numel() // x.shape[1] * _world_size()
-            return kernels.batch_norm(x, mean, var, self.weight, self.bias, self.eps, slope, count, _sum_over_workers)
+            return kernels.batch_norm(x, mean, var, self.weight, self.bias, self.eps, slope, count, sum_over_workers)
         normalise = cast(Callable[..., Tensor], _NormaliseByGlobalBatch.apply)
-        return F.leaky_relu(normalise(x, self.weight, self.bias, mean, var, self.eps), slope)
+        output = normalise(x, self.weight, self.bias, mean, var, self.eps, count, sum_over_workers)
+        return F.leaky_relu(output, slope)
 
 
 def normalise_by_layer(layer: nn.BatchNorm2d, x: Tensor, slope: float) -> Tensor:
@@ -81,7 +87,7 @@ def normalise_by_running(layer: nn.BatchNorm2d, x: Tensor, slope: float) -> Tens
 
 def normalise_by_batch(layer: nn.BatchNorm2d, x: Tensor, slope: float) -> Tensor:
     """Normalise (B, C, H, W) by the global batch, and activate; the layer's running statistics stay as they are."""
-    return _normalise(layer, x, *global_statistics(x), slope)
+    return _normalise(layer, x, *global_statistics(x, _group_of(layer)), slope)
 
 
 class RunningStatistics(nn.Module):
@@ -98,21 +104,23 @@ class RunningStatistics(nn.Module):
     def forward(self, layer: nn.BatchNorm2d, x: Tensor, slope: float) -> Tensor:
         """As ``Normalise``; in training mode the global batch counts first, and for these statistics alone."""
         if self.training:
-            _update(self.mean, self.var, *global_statistics(x), x, MOMENTUM)
+            group = _group_of(layer)
+            count = x.numel() // x.shape[1] * _workers(group)
+            _update(self.mean, self.var, *global_statistics(x, group), count, MOMENTUM)
         return _normalise(layer, x, self.mean, self.var, slope)
 
 
 @torch.no_grad()
-def global_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and population variance by channel of (B, C, H, W), over the batches of all workers, float32."""
+def global_statistics(x: Tensor, group: dist.ProcessGroup | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and population variance by channel of (B, C, H, W), over the batches of a group's workers, float32."""
     if kernels.usable(x):
         mean, var = kernels.moments(x)
     else:
         var, mean = torch.var_mean(x.float(), dim=PIXELS, correction=0)
-    if _world_size() == 1:
+    if _workers(group) == 1:
         return mean, var
-    parts = [torch.empty(2, *mean.shape, device=x.device) for _ in range(_world_size())]
-    dist.all_gather(parts, torch.stack([mean, var]))
+    parts = [torch.empty(2, *mean.shape, device=x.device) for _ in range(_workers(group))]
+    dist.all_gather(parts, torch.stack([mean, var]), group)
     means, variances = torch.stack(parts, dim=1)
     mean = means.mean(dim=0)
     # of parts of equal size: the variance within them plus the variance between them
@@ -125,8 +133,7 @@ def _normalise(layer: nn.BatchNorm2d, x: Tensor, mean: Tensor, var: Tensor, slop
     return F.leaky_relu(F.batch_norm(x, mean, var, layer.weight, layer.bias, eps=layer.eps), slope)
 
 
-def _update(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, x: Tensor, momentum: float) -> None:
-    count = x.numel() // x.shape[1] * _world_size()
+def _update(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count: int, momentum: float) -> None:
     running_mean.lerp_(mean, momentum)
     running_var.lerp_(var * count / (count - 1), momentum)
 
@@ -135,29 +142,43 @@ class _NormaliseByGlobalBatch(torch.autograd.Function):
     """Normalisation by the statistics of all workers, with the gradient that flows through them."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        var: Tensor,
+        eps: float,
+        count: int,
+        sum_over_workers: Callable[[Tensor], None],
+    ) -> Tensor:
         ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt())
+        ctx.count, ctx.sum_over_workers = count, sum_over_workers
         return F.batch_norm(x, mean, var, weight, bias, eps=eps)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = gradients
         x, weight, mean, inverse_std = ctx.saved_tensors
         shape = (1, -1, 1, 1)
         normalised = (x - mean.view(shape)) * inverse_std.view(shape)
         local = torch.stack([grad.sum(PIXELS), (grad * normalised).sum(PIXELS)])
         summed = local.clone()
-        dist.all_reduce(summed)
-        count = x.numel() // x.shape[1] * _world_size()
-        through_mean, through_var = (summed / count).view(2, 1, -1, 1, 1)
+        ctx.sum_over_workers(summed)
+        through_mean, through_var = (summed / ctx.count).view(2, 1, -1, 1, 1)
         grad_x = (weight * inverse_std).view(shape) * (grad - through_mean - normalised * through_var)
-        return grad_x, local[1], local[0], None, None, None
+        return grad_x, local[1], local[0], None, None, None, None, None
 
 
-def _sum_over_workers(values: Tensor) -> None:
-    if _world_size() > 1:
-        dist.all_reduce(values)
+def _group_of(layer: nn.BatchNorm2d) -> dist.ProcessGroup | None:
+    return layer.process_group if isinstance(layer, GlobalBatchNorm2d) else None
 
 
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+def _sum_over_workers(values: Tensor, group: dist.ProcessGroup | None) -> None:
+    if _workers(group) > 1:
+        dist.all_reduce(values, group=group)
+
+
+def _workers(group: dist.ProcessGroup | None) -> int:
+    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1

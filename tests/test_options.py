@@ -607,6 +607,9 @@ ELSEWHERE = {
     "tests/pipeline/settings/test_files.py": {
         "test_presets_build": ["train: config"],
     },
+    "tests/pipeline/training/test_engine.py": {
+        "test_each_worker_may_normalise_by_its_own_batch": ["train: train.batch_norm"],
+    },
     "tests/pipeline/training/test_topology.py": {
         "test_ranks_are_packed_by_node_and_each_has_the_gpu_that_ray_gave_it": ["train: run.use_gpu"],
     },

@@ -51,14 +51,7 @@ class Config(Settings):
                 f"train.global_batch ({self.train.global_batch}) must be a multiple of "
                 f"run.workers x train.accumulation ({self.run.workers} x {self.train.accumulation})"
             )
-        # batch normalisation, whose statistics span all workers, has this much of each channel at the coarsest level
-        values = self.train.global_batch // self.train.accumulation * (self.data.crop // STRIDE) ** 2
-        if values < 2:
-            raise ValueError(
-                f"batch normalisation needs more than one pair of {STRIDE}-pixel crops in a forward pass over all "
-                f"workers: raise data.crop ({self.data.crop}), or train.global_batch ({self.train.global_batch}) above "
-                f"train.accumulation ({self.train.accumulation})"
-            )
+        self._check_batch_norm()
         if self.optimizer.warmup_steps >= self.train.steps:
             raise ValueError(
                 f"optimizer.warmup_steps ({self.optimizer.warmup_steps}) must be below train.steps ({self.train.steps})"
@@ -66,6 +59,23 @@ class Config(Settings):
         if self.checkpoint.metric == "lpips" and self.evaluation.lpips == "none":
             raise ValueError("checkpoint.metric is lpips, which evaluation.lpips: none turns off")
         return self
+
+    def _check_batch_norm(self) -> None:
+        own = self.train.batch_norm == "worker"
+        if own and self.run.workers == 1:
+            raise ValueError(
+                "train.batch_norm: worker has no effect with one worker; raise run.workers or leave it out"
+            )
+        parts, named, whose = self.train.accumulation, f"train.accumulation ({self.train.accumulation})", "all workers"
+        if own:
+            parts, whose = parts * self.run.workers, "a worker"
+            named = f"run.workers x train.accumulation ({self.run.workers} x {self.train.accumulation})"
+        # at the coarsest level, each channel has as many values for its statistics
+        if self.train.global_batch // parts * (self.data.crop // STRIDE) ** 2 < 2:
+            raise ValueError(
+                f"batch normalisation needs more than one pair of {STRIDE}-pixel crops in a forward pass of {whose}: "
+                f"raise data.crop ({self.data.crop}), or train.global_batch ({self.train.global_batch}) above {named}"
+            )
 
     @property
     def micro_batch(self) -> int:
@@ -85,11 +95,13 @@ class Config(Settings):
         """The settings that decide the weights, rounding apart; a run may only be resumed with the same ones."""
         parts = {"data", "train", "optimizer", "network", "objective", "teacher"}
         identity: dict[str, Any] = {"seed": self.run.seed, **self.model_dump(mode="json", include=parts)}
-        # of `run` all but the seed may change: batches and their statistics are the same on any number of workers;
-        # what stays though it looks like a matter of speed: train.accumulation, since batch normalisation spans one
-        # forward pass of all workers, and optimizer.precision, which is more than rounding
+        # of `run` all but the seed may change: batches and their global statistics are the same on any number of
+        # workers; what stays though it looks like a matter of speed: train.accumulation, since batch normalisation
+        # spans one forward pass, and optimizer.precision, which is more than rounding
         for part, name in MAY_CHANGE:
             del identity[part][name]
+        if self.train.batch_norm == "worker":
+            identity["run"] = {"workers": self.run.workers}
         return identity
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from iaml import TeacherStudent, multiplies_bf16_fast, use_global_batch_norm
 from pipeline.settings.optimizer import OptimizerSettings
+from pipeline.settings.train import BatchNorm
 from pipeline.training.graph import CapturedFunction
-from pipeline.training.step import GuardedAdam, poison_unless_finite, restore_unless
+from pipeline.training.step import GuardedAdam, average_over_workers, poison_unless_finite, restore_unless
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # the state that Adam keeps for each parameter
 
@@ -40,18 +41,26 @@ class Engine:
     """A ``TeacherStudent`` under DeepSpeed; all workers build and step theirs together.
 
     Args:
-        task: the method, already on its device, with the weights to start from; from here on its batch normalisation
-            spans all workers.
+        task: the method, already on its device, with the weights to start from.
         settings: optimizer, schedule and precision.
         micro_batch: samples of one worker in one forward pass.
         accumulation: forward passes for one optimizer step.
+        batch_norm: whose batches batch normalisation spans from here on.
 
     Attributes:
         is_bf16: whether the networks run in bfloat16.
     """
 
-    def __init__(self, task: TeacherStudent, settings: OptimizerSettings, micro_batch: int, accumulation: int) -> None:
-        use_global_batch_norm(task)
+    def __init__(
+        self,
+        task: TeacherStudent,
+        settings: OptimizerSettings,
+        micro_batch: int,
+        accumulation: int,
+        batch_norm: BatchNorm = "global",
+    ) -> None:
+        self._own_statistics = batch_norm == "worker"
+        use_global_batch_norm(task, _group_of_this_worker() if self._own_statistics else None)
         self.task = task
         self._settings = settings
         self._trained = {name: value for name, value in task.named_parameters() if value.requires_grad}
@@ -110,6 +119,8 @@ class Engine:
                 sums[name] = sums.get(name, 0.0) + value.detach() / len(batches)
             self._engine.step()
         grad_norm, applied = self._outcome()
+        if self._own_statistics:
+            average_over_workers(statistics)
         restore_unless(applied, statistics, before)
         rate = self.task.ema_rate
         self.task.after_optimizer_step(applied)
@@ -197,6 +208,12 @@ def _multiply_bf16_fast(device: torch.device) -> bool:
     slow = torch.tensor(float(not multiplies_bf16_fast(device)), device=device)
     dist.all_reduce(slow)
     return not slow.item()
+
+
+def _group_of_this_worker() -> dist.ProcessGroup:
+    """A group of this worker alone; all workers must ask together."""
+    own: dist.ProcessGroup = dist.new_subgroups(1)[0]  # type: ignore[no-untyped-call]
+    return own
 
 
 def disable_shared_memory_operator() -> None:

@@ -127,7 +127,7 @@ def _build(
     elif start:
         progress = checkpoint.load_start(start, task)
     task.to(device)
-    engine = Engine(task, config.optimizer, config.micro_batch, config.train.accumulation)
+    engine = Engine(task, config.optimizer, config.micro_batch, config.train.accumulation, config.train.batch_norm)
     if newest:
         engine.load_optimizer_state(checkpoint.load_optimizer(newest), progress.updates)
     if rank == 0 and newest:

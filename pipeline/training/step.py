@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 
@@ -59,3 +60,13 @@ def restore_unless(applied: Tensor, values: Iterable[Tensor], before: Iterable[T
     """Put ``values`` back to what they were ``before`` a step that was not ``applied``."""
     for value, old in zip(values, before, strict=True):
         value.copy_(torch.where(applied, value, old))
+
+
+@torch.no_grad()
+def average_over_workers(values: Iterable[Tensor]) -> None:
+    """Make all floating-point ``values`` the workers' mean, in one exchange; all workers must call this together."""
+    averaged = [value for value in values if value.is_floating_point()]
+    flat = torch.cat([value.flatten() for value in averaged]) / dist.get_world_size()
+    dist.all_reduce(flat)
+    for value, mean in zip(averaged, torch.split(flat, [value.numel() for value in averaged]), strict=True):
+        value.copy_(mean.view_as(value))

@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 from measure import machine, spread, stay_on, table
+from packed_pairs import pack_pairs
 
 from pipeline import storage
 from pipeline.data.manifest import load_manifest
@@ -22,15 +23,10 @@ from pipeline.evaluation.scorer import find_lpips
 from pipeline.evaluation.validation import Validation
 from pipeline.launch import capacity, cluster, trainer
 from pipeline.launch.provenance import collect_provenance
-from pipeline.packing.darkening import darken_folder
-from pipeline.packing.photographs import export_photographs
-from pipeline.packing.shard_writer import pack
 from pipeline.run import lease
 from pipeline.run.record import read_metrics
 from pipeline.settings.command_line import user_errors
 from pipeline.settings.config import Config
-from pipeline.settings.darkening import DarkenSettings
-from pipeline.settings.packing import PackSettings
 from pipeline.training import loop
 
 ROUNDS = 3
@@ -73,16 +69,6 @@ def main() -> None:
     report = f"{head}\n\n{table(header, rows)}"
     print(f"\n{report}")
     storage.write_text(str(options.out), f"{report}\n")
-
-
-def pack_pairs(root: Path, pairs: Path | None) -> str:
-    """URL of the packed pairs, a fifth of the training pairs for development."""
-    if pairs is None:
-        export_photographs(root / "photographs")
-        pairs = root / "pairs"
-        darken_folder(DarkenSettings(source=root / "photographs", out=pairs, variants=3))
-    pack(PackSettings(source=pairs, out=str(root / "shards"), dev_fraction=0.2))
-    return str(root / "shards")
 
 
 def scored(data: str) -> str:

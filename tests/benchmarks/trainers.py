@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -69,7 +69,7 @@ def plain(size: Size, group: Group, *, fast: bool) -> Step:
     return lambda: loop.step(low, clean)
 
 
-def engine(size: Size, group: Group, **options: Any) -> Step:
+def engine(size: Size, group: Group, *, batch_norm: Literal["global", "worker"] = "global", **options: Any) -> Step:
     """The engine's step, with options of its optimizer."""
     # imported here: the plain loop's memory is measured as well
     from iaml import NetworkSettings, TeacherStudent
@@ -80,7 +80,7 @@ def engine(size: Size, group: Group, **options: Any) -> Step:
     torch.manual_seed(0)
     low, clean = size.images()
     task = TeacherStudent(NetworkSettings(width=size.width)).to(low.device)
-    made = Engine(task, OptimizerSettings(**options), size.batch, 1)
+    made = Engine(task, OptimizerSettings(**options), size.batch, 1, batch_norm)
     return lambda: made.step([(low, clean)], 2e-4)
 
 
@@ -89,6 +89,7 @@ TRAINERS: dict[str, Callable[[Size, Group], Step]] = {
     "plain loop, channels last, bf16": partial(plain, fast=True),
     "engine, float32": partial(engine, precision="float32"),
     "engine": engine,
+    "engine, own batch norm": partial(engine, batch_norm="worker"),
     "engine, ZeRO stage 1": partial(engine, zero_stage=1),
 }
 

@@ -3,6 +3,9 @@
 Contenders have processes of their own on the same cores and take turns, so that all meet the same disturbances; a turn
 is some seconds of steps. Figures are medians over the rounds, the lowest and the highest in brackets. Part of ``make
 bench``.
+
+The processes import this module, and their memory is measured: what the plain loop does not need is imported where it
+is used.
 """
 
 import argparse
@@ -19,13 +22,10 @@ from typing import NamedTuple
 import rates
 import torch
 import trainers
-from evaluation import pack_pairs
 from measure import Process, machine, memory, spread, table
 from rates import Rates
 from trainers import Group, Size
 
-from pipeline import storage
-from pipeline.run.record import read_metrics
 from pipeline.settings.command_line import user_errors
 
 CORES = sorted(os.sched_getaffinity(0))
@@ -43,6 +43,8 @@ COMMAND = Path(__file__).parents[2] / "pipeline/train.py"
 
 def main() -> None:
     """Measure everything, print the tables and write them to a file."""
+    from pipeline import storage
+
     parser = argparse.ArgumentParser(description="Measure training steps.")
     parser.add_argument("--pairs", type=Path, help="folder of pairs; by default scikit-image's photographs are taken")
     parser.add_argument("--out", type=Path, required=True, help="Markdown file to write")
@@ -110,6 +112,7 @@ def workers_table(root: Path, size: Size) -> str:
         Contender(f"engine, 1 worker with {many} threads", "engine"),
         Contender(f"engine, {many} workers, each for itself", "engine", many, together=False),
         Contender(f"engine, {many} workers", "engine", many),
+        Contender(f"engine, {many} workers, each normalising by its own batch", "engine, own batch norm", many),
         Contender(f"engine, {many} workers, ZeRO stage 1", "engine, ZeRO stage 1", many),
         Contender(f"plain loop, {many} workers, each for itself", "plain loop, channels last, bf16", many, False),
         Contender(f"plain loop, {many} workers, DistributedDataParallel", "plain loop, channels last, bf16", many),
@@ -162,6 +165,8 @@ def groups(root: Path, contender: Contender) -> list[Group]:
 
 def run_table(root: Path, pairs: Path | None, sizes: Sequence[Size]) -> str:
     """The command, its data read from shards, beside the engine's step on images in memory."""
+    from packed_pairs import pack_pairs
+
     data, rows = pack_pairs(root, pairs), []
     contender = Contender("engine", "engine")
     for size in sizes:
@@ -178,6 +183,9 @@ def run_table(root: Path, pairs: Path | None, sizes: Sequence[Size]) -> str:
 
 def run_command(root: Path, data: str, size: Size) -> float:
     """Images per second of a run that scores nothing meanwhile: the median after the first steps."""
+    from pipeline import storage
+    from pipeline.run.record import read_metrics
+
     options = {
         "run.name": "run",
         "run.root": root / "runs",

@@ -31,6 +31,14 @@ from pipeline.settings.config import differences
             r"global_batch \(8\) above train.accumulation \(8\)",
         ),
         (
+            ["--config", "lol_v1", *URL, "--train.batch-norm", "worker"],
+            "train.batch_norm: worker has no effect with one worker",
+        ),
+        (
+            ["--config", "lol_v1", *URL, "--data.crop", "32", "--run.workers", "8", "--train.batch-norm", "worker"],
+            r"pass of a worker: .*global_batch \(8\) above run.workers x train.accumulation \(8 x 1\)",
+        ),
+        (
             ["--config", "lol_v1", *URL, "--data.extra-urls", "/b", "--data.weights", "1e308", "1e308"],
             "data: weights must be above 0 and their sum finite",
         ),
@@ -103,6 +111,12 @@ def test_identity_ignores_what_cannot_change_the_weights():
 )
 def test_identity_tells_apart_what_changes_the_weights(change):
     assert parsed("--config", "demo", *change).identity() != parsed("--config", "demo").identity()
+
+
+def test_identity_has_the_workers_where_each_normalises_by_its_own_batch():
+    own = ("--config", "demo", "--train.batch-norm", "worker", "--run.workers")
+    found = differences(parsed(*own, "2").identity(), parsed(*own, "4").identity())
+    assert found == [("run.workers", 2, 4)]
 
 
 def test_identity_tells_mixtures_apart():

@@ -86,6 +86,45 @@ def test_two_workers_by_four_equal_one_worker_by_eight(zero_stage):
     assert np.allclose([norm for _, norm, _ in one["steps"]], [norm for _, norm, _ in two[0]["steps"]], rtol=1e-3)
 
 
+def step_by_batches(batch_norm, batches):
+    """A step of a small net, each worker on one of ``batches``: its loss, the weights, and its number of exchanges."""
+    import torch.distributed as dist
+
+    from pipeline.training.engine import Engine, OptimizerSettings
+
+    torch.manual_seed(0)
+    task = TeacherStudent(NetworkSettings(width=1 / 16))
+    settings = OptimizerSettings(learning_rate=1e-3, precision="float32")
+    engine = Engine(task, settings, 4, 1, batch_norm)
+    batch, exchanges = batches[dist.get_rank()], []
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("all_reduce", "all_gather"):
+            exchange = getattr(dist, name)
+            patch.setattr(dist, name, lambda *args, _to=exchange, **named: exchanges.append(_to) or _to(*args, **named))
+        result = engine.step([batch], 1e-3)
+    return float(result.losses["loss"]), {name: value.clone() for name, value in task.state_dict().items()}, exchanges
+
+
+def test_each_worker_may_normalise_by_its_own_batch():
+    numbers = torch.Generator().manual_seed(0)
+    batches = torch.randint(0, 256, (2, 2, 4, 3, 64, 64), dtype=torch.uint8, generator=numbers)
+    batches[1] //= 3
+    alone = [run_workers(1, step_by_batches, "global", batches[[worker]])[0] for worker in range(2)]
+    own = run_workers(2, step_by_batches, "worker", batches)
+    shared = run_workers(2, step_by_batches, "global", batches)
+    assert [loss for loss, *_ in own] == pytest.approx([loss for loss, *_ in alone], rel=1e-6)
+    assert [loss for loss, *_ in shared] != pytest.approx([loss for loss, *_ in alone], rel=1e-3)
+    (_, first, _), (_, second, _) = own
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    for name, value in first.items():
+        if name.startswith("student.") and "running" in name:
+            expected = (alone[0][1][name].double() + alone[1][1][name].double()) / 2
+            assert torch.allclose(value.double(), expected, rtol=1e-5, atol=1e-6)
+    layers = sum(name.startswith("student.") and name.endswith("running_mean") for name in first)
+    spared = [len(of_shared) - len(of_own) for (*_, of_shared), (*_, of_own) in zip(shared, own, strict=True)]
+    assert spared == [2 * layers - 1] * 2  # forward and backward, but for the mean of the running statistics
+
+
 @pytest.mark.parametrize("zero_stage", [0, 1, 2])
 def test_continues_on_another_number_of_workers(zero_stage):
     """Two workers, stopped half way, continued by one and by two: as if never stopped."""
