@@ -86,7 +86,7 @@ def test_two_workers_by_four_equal_one_worker_by_eight(zero_stage):
     assert np.allclose([norm for _, norm, _ in one["steps"]], [norm for _, norm, _ in two[0]["steps"]], rtol=1e-3)
 
 
-def step_by_batches(batch_norm, batches):
+def step_by_batches(options, batches):
     """A step of a small net, each worker on one of ``batches``: its loss, the weights, and its number of exchanges."""
     import torch.distributed as dist
 
@@ -95,7 +95,7 @@ def step_by_batches(batch_norm, batches):
     torch.manual_seed(0)
     task = TeacherStudent(NetworkSettings(width=1 / 16))
     settings = OptimizerSettings(learning_rate=1e-3, precision="float32")
-    engine = Engine(task, settings, 4, 1, batch_norm)
+    engine = Engine(task, settings, 4, 1, **options)
     batch, exchanges = batches[dist.get_rank()], []
     with pytest.MonkeyPatch.context() as patch:
         for name in ("all_reduce", "all_gather"):
@@ -109,9 +109,9 @@ def test_each_worker_may_normalise_by_its_own_batch():
     numbers = torch.Generator().manual_seed(0)
     batches = torch.randint(0, 256, (2, 2, 4, 3, 64, 64), dtype=torch.uint8, generator=numbers)
     batches[1] //= 3
-    alone = [run_workers(1, step_by_batches, "global", batches[[worker]])[0] for worker in range(2)]
-    own = run_workers(2, step_by_batches, "worker", batches)
-    shared = run_workers(2, step_by_batches, "global", batches)
+    alone = [run_workers(1, step_by_batches, {}, batches[[worker]])[0] for worker in range(2)]
+    own = run_workers(2, step_by_batches, {"batch_norm": "worker"}, batches)
+    shared = run_workers(2, step_by_batches, {"batch_norm": "global"}, batches)
     assert [loss for loss, *_ in own] == pytest.approx([loss for loss, *_ in alone], rel=1e-6)
     assert [loss for loss, *_ in shared] != pytest.approx([loss for loss, *_ in alone], rel=1e-3)
     (_, first, _), (_, second, _) = own
