@@ -71,12 +71,12 @@ def plain(size: Size, group: Group, *, fast: bool) -> Step:
 
 def engine(size: Size, group: Group, *, batch_norm: Literal["global", "worker"] = "global", **options: Any) -> Step:
     """The engine's step, with options of its optimizer."""
+    group.join()
     # imported here: the plain loop's memory is measured as well
     from iaml import NetworkSettings, TeacherStudent
     from pipeline.settings.optimizer import OptimizerSettings
     from pipeline.training.engine import Engine
 
-    group.join()
     torch.manual_seed(0)
     low, clean = size.images()
     task = TeacherStudent(NetworkSettings(width=size.width)).to(low.device)
