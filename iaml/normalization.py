@@ -57,19 +57,17 @@ class GlobalBatchNorm2d(nn.SyncBatchNorm, nn.BatchNorm2d):
         if not self.training:
             return normalise_by_running(self, x, slope)
         fused = kernels.usable(x)
-        workers = _workers(self.process_group)
-        if x.is_cuda or not (fused or workers > 1):
+        group = self.process_group
+        if x.is_cuda or not (fused or _workers(group) > 1):
             return F.leaky_relu(super().forward(x) if x.is_cuda else nn.BatchNorm2d.forward(self, x), slope)
-        mean, var = global_statistics(x, self.process_group)
+        mean, var = global_statistics(x, group)
         self.num_batches_tracked.add_(1)
-        count = x.numel() // x.shape[1] * workers
-        _update(self.running_mean, self.running_var, mean, var, count, self.momentum)
-        sum_over_workers = partial(_sum_over_workers, group=self.process_group)
+        _update(self.running_mean, self.running_var, mean, var, _count(x, group), self.momentum)
         if fused:
-            return kernels.batch_norm(x, mean, var, self.weight, self.bias, self.eps, slope, count, sum_over_workers)
+            exchange = partial(_sum_over_workers, group=group)
+            return kernels.batch_norm(x, mean, var, self.weight, self.bias, self.eps, slope, _count(x, group), exchange)
         normalise = cast(Callable[..., Tensor], _NormaliseByGlobalBatch.apply)
-        output = normalise(x, self.weight, self.bias, mean, var, self.eps, count, sum_over_workers)
-        return F.leaky_relu(output, slope)
+        return F.leaky_relu(normalise(x, self.weight, self.bias, mean, var, self.eps, group), slope)
 
 
 def normalise_by_layer(layer: nn.BatchNorm2d, x: Tensor, slope: float) -> Tensor:
@@ -105,8 +103,7 @@ class RunningStatistics(nn.Module):
         """As ``Normalise``; in training mode the global batch counts first, and for these statistics alone."""
         if self.training:
             group = _group_of(layer)
-            count = x.numel() // x.shape[1] * _workers(group)
-            _update(self.mean, self.var, *global_statistics(x, group), count, MOMENTUM)
+            _update(self.mean, self.var, *global_statistics(x, group), _count(x, group), MOMENTUM)
         return _normalise(layer, x, self.mean, self.var, slope)
 
 
@@ -150,11 +147,10 @@ class _NormaliseByGlobalBatch(torch.autograd.Function):
         mean: Tensor,
         var: Tensor,
         eps: float,
-        count: int,
-        sum_over_workers: Callable[[Tensor], None],
+        group: dist.ProcessGroup | None,
     ) -> Tensor:
         ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt())
-        ctx.count, ctx.sum_over_workers = count, sum_over_workers
+        ctx.group = group
         return F.batch_norm(x, mean, var, weight, bias, eps=eps)
 
     @staticmethod
@@ -165,10 +161,10 @@ class _NormaliseByGlobalBatch(torch.autograd.Function):
         normalised = (x - mean.view(shape)) * inverse_std.view(shape)
         local = torch.stack([grad.sum(PIXELS), (grad * normalised).sum(PIXELS)])
         summed = local.clone()
-        ctx.sum_over_workers(summed)
-        through_mean, through_var = (summed / ctx.count).view(2, 1, -1, 1, 1)
+        _sum_over_workers(summed, ctx.group)
+        through_mean, through_var = (summed / _count(x, ctx.group)).view(2, 1, -1, 1, 1)
         grad_x = (weight * inverse_std).view(shape) * (grad - through_mean - normalised * through_var)
-        return grad_x, local[1], local[0], None, None, None, None, None
+        return grad_x, local[1], local[0], None, None, None, None
 
 
 def _group_of(layer: nn.BatchNorm2d) -> dist.ProcessGroup | None:
@@ -178,6 +174,11 @@ def _group_of(layer: nn.BatchNorm2d) -> dist.ProcessGroup | None:
 def _sum_over_workers(values: Tensor, group: dist.ProcessGroup | None) -> None:
     if _workers(group) > 1:
         dist.all_reduce(values, group=group)
+
+
+def _count(x: Tensor, group: dist.ProcessGroup | None) -> int:
+    """Values of each channel in the batch of all the group's workers."""
+    return x.numel() // x.shape[1] * _workers(group)
 
 
 def _workers(group: dist.ProcessGroup | None) -> int:

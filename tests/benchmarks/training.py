@@ -49,13 +49,14 @@ def main() -> None:
     parser.add_argument("--pairs", type=Path, help="folder of pairs; by default scikit-image's photographs are taken")
     parser.add_argument("--out", type=Path, required=True, help="Markdown file to write")
     options = parser.parse_args()
-    with user_errors(), tempfile.TemporaryDirectory(prefix="bench-") as root:
+    with user_errors(), tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        root = Path(folder)
         with Process(CORES) as process:
             measured = process.call(rates.measure, len(CORES))
         parts = [f"{machine()}; torch {torch.__version__}; {measured}"]
-        parts += [step_table(Path(root), size, measured) for size in SIZES]
+        parts += [step_table(root, size, measured) for size in SIZES]
         if not torch.cuda.is_available():
-            parts += [workers_table(Path(root), SIZES[1]), run_table(Path(root), options.pairs, SIZES[1:])]
+            parts += [workers_table(root, SIZES[1]), run_table(root, options.pairs, SIZES[1:])]
     report = "\n\n".join(parts)
     print(f"\n{report}")
     storage.write_text(str(options.out), f"{report}\n")
