@@ -132,7 +132,7 @@ def _normalise(layer: nn.BatchNorm2d, x: Tensor, mean: Tensor, var: Tensor, slop
 
 def _update(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count: int, momentum: float) -> None:
     running_mean.lerp_(mean, momentum)
-    running_var.lerp_(var * count / (count - 1), momentum)
+    running_var.lerp_(var * (count / max(count - 1, 1)), momentum)
 
 
 class _NormaliseByGlobalBatch(torch.autograd.Function):
@@ -160,8 +160,7 @@ class _NormaliseByGlobalBatch(torch.autograd.Function):
         shape = (1, -1, 1, 1)
         normalised = (x - mean.view(shape)) * inverse_std.view(shape)
         local = torch.stack([grad.sum(PIXELS), (grad * normalised).sum(PIXELS)])
-        summed = local.clone()
-        _sum_over_workers(summed, ctx.group)
+        summed = _sum_over_workers(local, ctx.group)
         through_mean, through_var = (summed / _count(x, ctx.group)).view(2, 1, -1, 1, 1)
         grad_x = (weight * inverse_std).view(shape) * (grad - through_mean - normalised * through_var)
         return grad_x, local[1], local[0], None, None, None, None
@@ -171,9 +170,12 @@ def _group_of(layer: nn.BatchNorm2d) -> dist.ProcessGroup | None:
     return layer.process_group if isinstance(layer, GlobalBatchNorm2d) else None
 
 
-def _sum_over_workers(values: Tensor, group: dist.ProcessGroup | None) -> None:
-    if _workers(group) > 1:
-        dist.all_reduce(values, group=group)
+def _sum_over_workers(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    if _workers(group) == 1:
+        return values
+    summed = values.clone()
+    dist.all_reduce(summed, group=group)
+    return summed
 
 
 def _count(x: Tensor, group: dist.ProcessGroup | None) -> int:

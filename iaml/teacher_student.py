@@ -118,11 +118,12 @@ class TeacherStudent(nn.Module):
         weight = ((1 - self.ema_rate) * applied).float()
         averages = [*self.teacher_decoder.parameters(), *self.teacher_decoder.buffers()]
         sources = [*self.student.decoder.parameters(), *self.student.decoder.buffers()]
-        for average, source in zip(averages, sources, strict=True):
-            if average.is_floating_point():
-                average.lerp_(source.float(), weight)
-            else:
-                average.copy_(source)
+        pairs = list(zip(averages, sources, strict=True))
+        moving, moved_to = zip(*((old, new.float()) for old, new in pairs if old.is_floating_point()), strict=True)
+        torch._foreach_lerp_(moving, moved_to, [weight] * len(moving))
+        for counter, source in pairs:
+            if not counter.is_floating_point():
+                counter.copy_(source)
         self._updates += applied
 
     def averaged_student(self) -> AutoEncoder:

@@ -256,53 +256,123 @@ void input_backward(const T* grad, const T* x, const Gated& gated, const float* 
   });
 }
 
+// The channel gates' MLP, sigmoid(w2 relu(w1 pool + b1) + b2) of the means and of the maxima of each image.
+struct Mlp {
+  const float *w1, *b1, *w2, *b2;  // (hidden, channels), (hidden), (channels, hidden), (channels)
+  int64_t channels, hidden;
+
+  // the hidden values and the gates of one pool
+  void forward(const float* __restrict__ pool, float* __restrict__ inner, float* __restrict__ gates) const {
+    for (int64_t h = 0; h < hidden; h++) {
+      float sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t c = 0; c < channels; c++) sum += w1[h * channels + c] * pool[c];
+      inner[h] = std::max(sum + b1[h], 0.f);
+    }
+    for (int64_t c = 0; c < channels; c++) {
+      float sum = b2[c];
+      for (int64_t h = 0; h < hidden; h++) sum += w2[c * hidden + h] * inner[h];
+      gates[c] = 1.f / (1.f + std::exp(-sum));
+    }
+  }
+};
+
+// gradients of the MLP's parameters, to which those of each pool are added
+struct MlpGradient {
+  float *w1, *b1, *w2, *b2;
+
+  // from the gradient of one pool's gates that of the pool
+  void backward(const Mlp& mlp, const float* grad_gates, const float* pool, const float* inner, const float* gates,
+                float* __restrict__ grad_pool) const {
+    const int64_t channels = mlp.channels, hidden = mlp.hidden;
+    std::vector<float> grad_inner(hidden);
+    for (int64_t c = 0; c < channels; c++) {
+      const float logit = grad_gates[c] * gates[c] * (1.f - gates[c]);
+      b2[c] += logit;
+      for (int64_t h = 0; h < hidden; h++) {
+        w2[c * hidden + h] += logit * inner[h];
+        grad_inner[h] += logit * mlp.w2[c * hidden + h];
+      }
+    }
+    std::fill(grad_pool, grad_pool + channels, 0.f);
+    for (int64_t h = 0; h < hidden; h++) {
+      const float gradient = inner[h] > 0 ? grad_inner[h] : 0.f;
+      b1[h] += gradient;
+      float* __restrict__ of_weight = w1 + h * channels;
+      for (int64_t c = 0; c < channels; c++) {
+        of_weight[c] += gradient * pool[c];
+        grad_pool[c] += gradient * mlp.w1[h * channels + c];
+      }
+    }
+  }
+};
+
+// what the forward pass leaves for the backward pass; of each image 6 values a channel, 2 a hidden value, 4 a pixel
+struct Saved {
+  float *mean, *most, *most_ties;          // over the pixels, by image and channel
+  float *mean_gate, *most_gate, *gate;     // by image and channel; the last is the others' sum
+  float *mean_inner, *most_inner;          // the MLP's hidden values, by image
+  float *pooled, *pooled_ties, *pixel_gate;  // over the gated channels, by image and pixel: two planes, one, one
+
+  Saved(float* place, const Shape& shape, int64_t hidden) {
+    const auto take = [&](int64_t by_image) { return std::exchange(place, place + shape.images * by_image); };
+    for (float** of_channels : {&mean, &most, &most_ties, &mean_gate, &most_gate, &gate}) *of_channels = take(shape.channels);
+    for (float** of_hidden : {&mean_inner, &most_inner}) *of_hidden = take(hidden);
+    pooled = take(2 * shape.pixels());
+    for (float** of_pixels : {&pooled_ties, &pixel_gate}) *of_pixels = take(shape.pixels());
+  }
+};
+
 }  // namespace
 
-// over the pixels of each image, by channel: mean, maximum, and how many pixels have the maximum
-extern "C" void attend_pool(const Shape& shape, const void* x, float* mean, float* most, float* ties) {
-  with_type(shape, [&](const auto* values) { pool_pixels(values, shape, mean, most, ties); }, const_cast<void*>(x));
-}
-
-// y = x scaled by the channels' gates and by those of the pixels, which follow from them
-extern "C" void attend_scale(const Shape& shape, const void* x, const float* channel_gate, const float* window,
-                             float* pooled, float* ties, float* pixel_gate, void* y) {
+// y = x scaled by the gates of the channels, and by those of the pixels, which follow from what that makes
+extern "C" void attend(const Shape& shape, const void* x, int64_t hidden, const float* w1, const float* b1,
+                       const float* w2, const float* b2, const float* window, float* saved, void* y) {
+  const Saved keep(saved, shape, hidden);
+  const Mlp mlp{w1, b1, w2, b2, shape.channels, hidden};
   with_type(
       shape,
       [&](const auto* values, auto* out) {
-        pool_channels(values, channel_gate, shape, pooled, ties);
-        gate_pixels(pooled, window, shape, pixel_gate);
-        scale(values, channel_gate, pixel_gate, shape, out);
+        pool_pixels(values, shape, keep.mean, keep.most, keep.most_ties);
+        for (int64_t image = 0; image < shape.images; image++) {
+          const int64_t row = image * shape.channels;
+          mlp.forward(keep.mean + row, keep.mean_inner + image * hidden, keep.mean_gate + row);
+          mlp.forward(keep.most + row, keep.most_inner + image * hidden, keep.most_gate + row);
+          for (int64_t c = row; c < row + shape.channels; c++) keep.gate[c] = keep.mean_gate[c] + keep.most_gate[c];
+        }
+        pool_channels(values, keep.gate, shape, keep.pooled, keep.pooled_ties);
+        gate_pixels(keep.pooled, window, shape, keep.pixel_gate);
+        scale(values, keep.gate, keep.pixel_gate, shape, out);
       },
       const_cast<void*>(x), y);
 }
 
-// gradients of the channels' gates, of the window, and of what it was applied to
-extern "C" void attend_gates_backward(const Shape& shape, const void* grad, const void* x, const float* channel_gate,
-                                      const float* window, const float* pooled, const float* ties,
-                                      const float* pixel_gate, float* grad_gate, float* grad_window,
-                                      float* grad_pooled) {
-  std::vector<float> grad_logit(shape.images * shape.pixels());
-  with_type(
-      shape,
-      [&](const auto* gradients, const auto* values) {
-        pixel_gate_backward(gradients, values, channel_gate, pixel_gate, shape, grad_logit.data());
-        gate_pixels_backward(grad_logit.data(), pooled, window, shape, grad_pooled, grad_window);
-        channel_gate_backward(gradients, values, Gated{channel_gate, pixel_gate, grad_pooled, pooled, ties}, shape,
-                              grad_gate);
-      },
-      const_cast<void*>(grad), const_cast<void*>(x));
-}
-
-// gradient of x, from that of y, and from those of the pools over the pixels and over the channels
-extern "C" void attend_input_backward(const Shape& shape, const void* grad, const void* x, const float* channel_gate,
-                                      const float* pixel_gate, const float* grad_pooled, const float* pooled,
-                                      const float* ties, const float* grad_mean, const float* grad_most,
-                                      const float* most, const float* pool_ties, void* grad_x) {
+// gradients of x and of all parameters, those of the MLP added to what is there
+extern "C" void attend_backward(const Shape& shape, const void* grad, const void* x, int64_t hidden, const float* w1,
+                                const float* w2, const float* window, float* saved, void* grad_x, float* grad_w1,
+                                float* grad_b1, float* grad_w2, float* grad_b2, float* grad_window) {
+  const Saved kept(saved, shape, hidden);
+  const Mlp mlp{w1, nullptr, w2, nullptr, shape.channels, hidden};
+  const MlpGradient of_mlp{grad_w1, grad_b1, grad_w2, grad_b2};
+  const int64_t of_channels = shape.images * shape.channels;
+  std::vector<float> grad_logit(shape.images * shape.pixels()), grad_pooled(2 * shape.images * shape.pixels());
+  std::vector<float> grad_gate(of_channels), grad_mean(of_channels), grad_most(of_channels);
+  const Gated gated{kept.gate, kept.pixel_gate, grad_pooled.data(), kept.pooled, kept.pooled_ties};
   with_type(
       shape,
       [&](const auto* gradients, const auto* values, auto* out) {
-        input_backward(gradients, values, Gated{channel_gate, pixel_gate, grad_pooled, pooled, ties}, grad_mean,
-                       grad_most, most, pool_ties, shape, out);
+        pixel_gate_backward(gradients, values, kept.gate, kept.pixel_gate, shape, grad_logit.data());
+        gate_pixels_backward(grad_logit.data(), kept.pooled, window, shape, grad_pooled.data(), grad_window);
+        channel_gate_backward(gradients, values, gated, shape, grad_gate.data());
+        for (int64_t image = 0; image < shape.images; image++) {
+          const int64_t row = image * shape.channels;
+          of_mlp.backward(mlp, &grad_gate[row], kept.mean + row, kept.mean_inner + image * hidden, kept.mean_gate + row,
+                          &grad_mean[row]);
+          of_mlp.backward(mlp, &grad_gate[row], kept.most + row, kept.most_inner + image * hidden, kept.most_gate + row,
+                          &grad_most[row]);
+        }
+        input_backward(gradients, values, gated, grad_mean.data(), grad_most.data(), kept.most, kept.most_ties, shape,
+                       out);
       },
       const_cast<void*>(grad), const_cast<void*>(x), grad_x);
 }

@@ -10,7 +10,7 @@ from torch import Tensor
 from iaml.kernels import library
 
 TYPES = (torch.float32, torch.bfloat16)
-Sum = Callable[[Tensor], None]  # adds the tensors of all workers up, in place
+Sum = Callable[[Tensor], Tensor]  # of the tensors of all workers
 
 
 def usable(x: Tensor) -> bool:
@@ -36,7 +36,7 @@ def attend(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, window: Te
         As ``x``, channels last.
     """
     apply: Callable[..., Tensor] = _Attend.apply
-    return apply(_channels_last(x), w1, b1, w2, b2, window.contiguous())
+    return apply(_channels_last(x), *(value.contiguous() for value in (w1, b1, w2, b2, window)))
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,7 +61,7 @@ def normalise(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor
     """
     x = _channels_last(x)
     y = torch.empty_like(x)
-    _call("normalise", x, x, *_affine(mean, var, weight, bias, eps), slope, y)
+    _call("normalise", x, x, mean, var, weight, bias, eps, slope, y)
     return y
 
 
@@ -141,70 +141,43 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, window: Tensor) -> Tensor:
         images, channels, height, width = x.shape
-        pools = w1.new_empty((2 * images, channels))  # the means, then the maxima
-        pool_ties = w1.new_empty((images, channels))
-        _call("attend_pool", x, x, pools[:images], pools[images:], pool_ties)
-        with torch.autocast("cpu", enabled=False):
-            hidden = torch.addmm(b1, pools, w1.t()).relu_()
-            gates = torch.addmm(b2, hidden, w2.t()).sigmoid_()
-        gate = gates[:images] + gates[images:]
-        pooled = w1.new_empty((images, 2, height, width))
-        ties, pixel_gate = w1.new_empty((2, images, height, width))
+        saved = w1.new_empty(images * (6 * channels + 2 * len(b1) + 4 * height * width))  # the kernel's ``Saved``
         y = torch.empty_like(x)
-        _call("attend_scale", x, x, gate, window, pooled, ties, pixel_gate, y)
-        ctx.save_for_backward(x, w1, w2, window, pools, pool_ties, hidden, gates, gate, pooled, ties, pixel_gate)
+        _call("attend", x, x, len(b1), w1, b1, w2, b2, window, saved, y)
+        ctx.save_for_backward(x, w1, b1, w2, b2, window, saved)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        x, w1, w2, window, pools, pool_ties, hidden, gates, gate, pooled, ties, pixel_gate = ctx.saved_tensors
-        images, grad = len(x), _channels_last(gradients[0])
-        grad_gate, grad_window, grad_pooled = map(torch.empty_like, (gate, window, pooled))
-        saved = (gate, window, pooled, ties, pixel_gate)
-        _call("attend_gates_backward", x, grad, x, *saved, grad_gate, grad_window, grad_pooled)
-        grad_logits = torch.cat([grad_gate, grad_gate]).mul_(gates).mul_(1 - gates)
-        grad_hidden = (grad_logits @ w2).mul_(hidden > 0)
-        grad_pools = grad_hidden @ w1
-        grad_x = torch.empty_like(x)
-        through_pools = (grad_pools[:images], grad_pools[images:], pools[images:], pool_ties)
-        _call("attend_input_backward", x, grad, x, gate, pixel_gate, grad_pooled, pooled, ties, *through_pools, grad_x)
-        of_mlp = (grad_hidden.t() @ pools, grad_hidden.sum(0), grad_logits.t() @ hidden, grad_logits.sum(0))
-        return grad_x, *of_mlp, grad_window
+        x, *parameters, saved = ctx.saved_tensors
+        w1, b1, w2, _, window = parameters
+        grad_x, of_parameters = torch.empty_like(x), [torch.zeros_like(value) for value in parameters]
+        grad = _channels_last(gradients[0])
+        _call("attend_backward", x, grad, x, len(b1), w1, w2, window, saved, grad_x, *of_parameters)
+        return grad_x, *of_parameters
 
 
 class _BatchNorm(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        mean: Tensor,
-        var: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        eps: float,
-        slope: float,
-        count: int,
-        add_up: Sum,
-    ) -> Tensor:
-        scale, shift = _affine(mean, var, weight, bias, eps)
-        ctx.save_for_backward(x, mean, (var + eps).rsqrt(), scale, shift)
-        ctx.slope, ctx.count, ctx.add_up = slope, count, add_up
+    def forward(ctx: Any, x: Tensor, *layer: Any) -> Tensor:
+        *given, ctx.eps, ctx.slope, ctx.count, ctx.add_up = layer
+        ctx.save_for_backward(x, *given)
         y = torch.empty_like(x)
-        _call("normalise", x, x, scale, shift, slope, y)
+        _call("normalise", x, x, *given, ctx.eps, ctx.slope, y)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        x, mean, inverse_std, scale, shift = ctx.saved_tensors
+        x, *given = ctx.saved_tensors
+        layer = (*given, ctx.eps, ctx.slope)
         grad = _channels_last(gradients[0])
-        local = mean.new_empty((2, len(mean)))
-        _call("normalise_sums", x, grad, x, mean, scale, shift, ctx.slope, local[0], local[1])
-        total = local.clone()
-        ctx.add_up(total)
-        constant, by_value = total[0] / ctx.count, total[1] * inverse_std.square() / ctx.count
+        local = given[0].new_empty((2, x.shape[1]))
+        _call("normalise_sums", x, grad, x, *layer, local)
+        total = ctx.add_up(local)
         grad_x = torch.empty_like(x)
-        _call("normalise_backward", x, grad, x, mean, scale, shift, ctx.slope, constant, by_value, grad_x)
-        return grad_x, None, None, local[1] * inverse_std, local[0], None, None, None, None
+        _call("normalise_backward", x, grad, x, *layer, total, ctx.count, grad_x)
+        grad_bias, grad_weight = local
+        return grad_x, None, None, grad_weight, grad_bias, None, None, None, None
 
 
 class _ToImage(torch.autograd.Function):
@@ -238,11 +211,6 @@ class _WithGradient(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (gradient,) = ctx.saved_tensors
         return gradient * gradients[0].to(gradient.dtype)[:, None, None, None], None, None
-
-
-def _affine(mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    scale = weight * (var + eps).rsqrt()
-    return scale, bias - mean * scale
 
 
 def _channels_last(x: Tensor) -> Tensor:

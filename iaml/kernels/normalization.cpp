@@ -3,6 +3,7 @@
 // The statistics come apart from their use, so that those of other workers can be added in between.
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "blocks.h"
@@ -27,6 +28,27 @@ struct Wide {
     std::vector<float> tiled(shape.channels);
     for (int64_t c = 0; c < shape.channels; c++) tiled[c] = values[c % channels];
     return tiled;
+  }
+};
+
+// what a layer does to its input, by channel: leaky((x - mean) / sqrt(var + eps) weight + bias); `slope` is that below 0
+struct Layer {
+  const float *mean, *var, *weight, *bias;
+  float eps, slope;
+
+  float inverse_std(int64_t channel) const { return 1.f / std::sqrt(var[channel] + eps); }
+};
+
+// the same as leaky(x scale + shift)
+struct Affine {
+  std::vector<float> scale, shift;
+
+  Affine(const Layer& layer, const Wide& wide) : scale(wide.channels), shift(wide.channels) {
+    for (int64_t c = 0; c < wide.channels; c++) {
+      scale[c] = layer.weight[c] * layer.inverse_std(c);
+      shift[c] = layer.bias[c] - layer.mean[c] * scale[c];
+    }
+    scale = wide.tile(scale.data()), shift = wide.tile(shift.data());
   }
 };
 
@@ -89,18 +111,18 @@ extern "C" void moments(const Shape& shape, const void* x, float* mean, float* v
   }
 }
 
-// y = leaky(x scale + shift), by channel; `slope` is that below 0
-extern "C" void normalise(const Shape& shape, const void* x, const float* scale, const float* shift, float slope,
-                          void* y) {
+// y = what the layer makes of x
+extern "C" void normalise(const Shape& shape, const void* x, const float* mean, const float* var, const float* weight,
+                          const float* bias, float eps, float slope, void* y) {
   const Wide wide(shape);
-  const auto tiled_scale = wide.tile(scale), tiled_shift = wide.tile(shift);
+  const Affine affine({mean, var, weight, bias, eps, slope}, wide);
   with_type(
       shape,
       [&](const auto* values, auto* result) {
         for_pixels(wide.shape, [&](int64_t place) {
           const auto* __restrict__ in = values + place;
           auto* __restrict__ out = result + place;
-          const float *__restrict__ scales = tiled_scale.data(), *__restrict__ shifts = tiled_shift.data();
+          const float *__restrict__ scales = affine.scale.data(), *__restrict__ shifts = affine.shift.data();
           const float below = slope;
           const int64_t channels = wide.shape.channels;
           for (int64_t c = 0; c < channels; c++) {
@@ -112,18 +134,21 @@ extern "C" void normalise(const Shape& shape, const void* x, const float* scale,
       const_cast<void*>(x), y);
 }
 
-// by channel, the sums of the gradient g before the activation, and of g (x - mean)
-extern "C" void normalise_sums(const Shape& shape, const void* grad, const void* x, const float* mean,
-                               const float* scale, const float* shift, float slope, float* sums, float* products) {
+// sums of g, which is the gradient before the activation, and of g (x - mean) / sqrt(var + eps), one after the other:
+// the gradients of bias and weight
+extern "C" void normalise_sums(const Shape& shape, const void* grad, const void* x, const float* mean, const float* var,
+                               const float* weight, const float* bias, float eps, float slope, float* sums) {
   const Wide wide(shape);
-  const auto tiled_mean = wide.tile(mean), tiled_scale = wide.tile(scale), tiled_shift = wide.tile(shift);
+  const Layer layer{mean, var, weight, bias, eps, slope};
+  const Affine affine(layer, wide);
+  const auto tiled_mean = wide.tile(mean);
   std::vector<double> of_grad(shape.channels), of_product(shape.channels);
   with_type(
       shape,
       [&](const auto* gradients, const auto* values) {
         sum_pairs(wide, of_grad.data(), of_product.data(), [&](int64_t place, float* of_pixel, float* with_value) {
           const auto *__restrict__ in = values + place, *__restrict__ gy = gradients + place;
-          const float *__restrict__ scales = tiled_scale.data(), *__restrict__ shifts = tiled_shift.data();
+          const float *__restrict__ scales = affine.scale.data(), *__restrict__ shifts = affine.shift.data();
           const float* __restrict__ means = tiled_mean.data();
           const float below = slope;
           const int64_t channels = wide.shape.channels;
@@ -137,23 +162,33 @@ extern "C" void normalise_sums(const Shape& shape, const void* grad, const void*
         });
       },
       const_cast<void*>(grad), const_cast<void*>(x));
-  std::copy(of_grad.begin(), of_grad.end(), sums);
-  std::copy(of_product.begin(), of_product.end(), products);
+  for (int64_t c = 0; c < shape.channels; c++) {
+    sums[c] = of_grad[c];
+    sums[shape.channels + c] = of_product[c] * layer.inverse_std(c);
+  }
 }
 
-// gradient of x: (g - constant - (x - mean) by_value) scale, where g is the gradient before the activation
+// gradient of x, through the statistics as well, which are those of `count` values: what g, see above, and its sums
+// over all of them make of it
 extern "C" void normalise_backward(const Shape& shape, const void* grad, const void* x, const float* mean,
-                                   const float* scale, const float* shift, float slope, const float* constant,
-                                   const float* by_value, void* grad_x) {
+                                   const float* var, const float* weight, const float* bias, float eps, float slope,
+                                   const float* sums, int64_t count, void* grad_x) {
   const Wide wide(shape);
-  const auto tiled_mean = wide.tile(mean), tiled_scale = wide.tile(scale), tiled_shift = wide.tile(shift);
-  const auto tiled_constant = wide.tile(constant), tiled_factor = wide.tile(by_value);
+  const Layer layer{mean, var, weight, bias, eps, slope};
+  const Affine affine(layer, wide);
+  std::vector<float> constant(shape.channels), by_value(shape.channels);  // (g - constant - (x - mean) by_value) scale
+  for (int64_t c = 0; c < shape.channels; c++) {
+    constant[c] = sums[c] / count;
+    by_value[c] = sums[shape.channels + c] / count * layer.inverse_std(c);
+  }
+  const auto tiled_mean = wide.tile(mean), tiled_constant = wide.tile(constant.data());
+  const auto tiled_factor = wide.tile(by_value.data());
   with_type(
       shape,
       [&](const auto* gradients, const auto* values, auto* result) {
         for_pixels(wide.shape, [&](int64_t place) {
           const auto *__restrict__ in = values + place, *__restrict__ gy = gradients + place;
-          const float *__restrict__ scales = tiled_scale.data(), *__restrict__ shifts = tiled_shift.data();
+          const float *__restrict__ scales = affine.scale.data(), *__restrict__ shifts = affine.shift.data();
           const float *__restrict__ means = tiled_mean.data(), *__restrict__ constants = tiled_constant.data();
           const float* __restrict__ by_values = tiled_factor.data();
           const float below = slope;

@@ -58,6 +58,8 @@ def poison_unless_finite(loss: Tensor) -> Tensor:
 @torch.no_grad()
 def restore_unless(applied: Tensor, values: Iterable[Tensor], before: Iterable[Tensor]) -> None:
     """Put ``values`` back to what they were ``before`` a step that was not ``applied``."""
+    if applied.is_cpu and applied:
+        return  # known already
     for value, old in zip(values, before, strict=True):
         value.copy_(torch.where(applied, value, old))
 
