@@ -31,6 +31,7 @@ from pipeline.training import topology
 from pipeline.training.checkpointing import CheckpointWriter
 from pipeline.training.engine import Engine, StepResult
 from pipeline.training.feed import feed
+from pipeline.training.memory import keep_freed_memory
 from pipeline.training.monitor import Monitor
 from pipeline.training.preemption import Notices
 
@@ -68,6 +69,7 @@ def _train(config: Config, provenance: dict[str, Any], lease_id: str, writer: Ch
     device = ray.train.torch.get_device()
     if config.run.cpus_per_worker:  # Ray leaves an OMP_NUM_THREADS that the node already has as it is
         torch.set_num_threads(config.run.cpus_per_worker)
+    keep_freed_memory()
     if rank == 0:
         lease.check(config.run.url, lease_id)  # before checkpoints are invalidated
     task, engine, progress = _build(config, provenance.get("start_from"), device)

@@ -76,7 +76,9 @@ def engine(size: Size, group: Group, *, batch_norm: Literal["global", "worker"] 
     from iaml import NetworkSettings, TeacherStudent
     from pipeline.settings.optimizer import OptimizerSettings
     from pipeline.training.engine import Engine
+    from pipeline.training.memory import keep_freed_memory
 
+    keep_freed_memory()  # as the training loop does
     torch.manual_seed(0)
     low, clean = size.images()
     task = TeacherStudent(NetworkSettings(width=size.width)).to(low.device)
