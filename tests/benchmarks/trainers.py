@@ -11,9 +11,20 @@ import torch
 import torch.distributed as dist
 from plain_loop import PlainLoop
 from torch import Tensor
+from torch.profiler import record_function
 from torch.utils.flop_counter import FlopCounterMode
 
 WARM_UP = 4  # steps; a GPU captures the engine's fourth
+PROFILED = 8  # steps
+PARTS = {  # of a step, by what its events' names begin with or, of torch's operators, contain
+    "attention": ("kernel attend",),
+    "batch normalisation and activation": ("kernel normalise", "kernel moments"),
+    "losses, emphasis map, last convolution": ("kernel",),
+    "convolutions": ("conv",),
+    "Adam, the gradient's norm, the teacher's average": ("_fused_adam", "norm", "_foreach"),
+    "other operators": ("aten::",),
+}
+BETWEEN = "between operators: Python, autograd, DeepSpeed"
 Step = Callable[[], object]
 running: Step  # of this process
 
@@ -113,6 +124,29 @@ def step_ms(steps: int) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return (time.perf_counter() - began) / steps * 1e3
+
+
+def profile(size: Size, group: Group, threads: int) -> dict[str, float]:
+    """Milliseconds that each part of the engine's step takes on the CPU, while it is watched."""
+    from iaml.kernels import functions
+
+    call_kernel = functions._call
+
+    def call_watched(name: str, *arguments: Any) -> None:
+        with record_function(f"kernel {name}"):
+            call_kernel(name, *arguments)
+
+    begin("engine", size, group, threads)
+    functions._call = call_watched
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        total = step_ms(PROFILED)
+    parts = dict.fromkeys([*PARTS, BETWEEN], 0.0)
+    for event in profiler.key_averages():
+        part = next((part for part, names in PARTS.items() if any(name in event.key for name in names)), None)
+        if part and event.key.startswith(("kernel ", "aten::")):
+            parts[part] += event.self_cpu_time_total / 1e3 / PROFILED
+    parts[BETWEEN] = total - sum(parts.values())
+    return parts
 
 
 def count_flops(size: Size) -> int:

@@ -56,7 +56,7 @@ def main() -> None:
         parts = [f"{machine()}; torch {torch.__version__}; {measured}"]
         parts += [step_table(root, size, measured) for size in SIZES]
         if not torch.cuda.is_available():
-            parts += [workers_table(root, SIZES[1]), run_table(root, options.pairs, SIZES[1:])]
+            parts += [profile_table(root), workers_table(root, SIZES[1]), run_table(root, options.pairs, SIZES[1:])]
     report = "\n\n".join(parts)
     print(f"\n{report}")
     storage.write_text(str(options.out), f"{report}\n")
@@ -89,7 +89,7 @@ def step_table(root: Path, size: Size, measured: Rates) -> str:
     rows = []
     for contender, (times, peak) in zip(contenders, results, strict=True):
         rate = flops / (median(times) / 1e3)
-        most = measured.float32 if "float32" in contender.title else measured.bf16
+        most = measured.float32 if "float32" in contender.title else max(measured.float32, measured.bf16)
         rows.append(
             [
                 contender.title,
@@ -103,6 +103,23 @@ def step_table(root: Path, size: Size, measured: Rates) -> str:
         )
     header = ["ms a step", "images/s", "times as fast", "TFLOP/s", "of the convolutions' rate", "peak memory, MB"]
     return table([str(size), *header], rows)
+
+
+def profile_table(root: Path) -> str:
+    """What the time of the engine's step goes to."""
+    columns = []
+    for size in SIZES:
+        progress(f"profile, {size}")
+        with Process(CORES) as process:
+            (group,) = groups(root, Contender("engine", "engine"))
+            columns.append(process.call(trainers.profile, size, group, len(CORES)))
+    rows = []
+    for part in columns[0]:
+        shares = [found[part] / sum(found.values()) for found in columns]
+        rows.append(
+            [part, *(f"{found[part]:,.1f} ({share:.0%})" for found, share in zip(columns, shares, strict=True))]
+        )
+    return table(["ms of a step that is watched", *map(str, SIZES)], rows)
 
 
 def workers_table(root: Path, size: Size) -> str:
