@@ -95,7 +95,7 @@ def _blur_along(images: Tensor, weights: list[float], dim: int) -> Tensor:
             return images @ band if dim == -1 else band.t() @ images
     blurred = torch.zeros_like(images.narrow(dim, 0, size))
     for offset, weight in enumerate(weights):
-        blurred = blurred + weight * images.narrow(dim, offset, size)
+        blurred.add_(images.narrow(dim, offset, size), alpha=weight)
     return blurred
 
 

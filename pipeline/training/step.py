@@ -1,5 +1,6 @@
 """The arithmetic of a step around the gradients, on the device: nothing here waits for what the device computes."""
 
+import inspect
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,7 +10,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-class GuardedAdam(torch.optim.Adam):
+class EagerOptimizer(torch.optim.Optimizer):
+    """torch's optimizer without the wrappers by which torch.compile leaves its methods alone.
+
+    They import the compiler, sympy included (torch 2.13), which takes 3 s of CPU time, though nothing is compiled.
+    """
+
+    __init__ = inspect.unwrap(torch.optim.Optimizer.__init__)
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+
+
+class GuardedAdam(torch.optim.Adam, EagerOptimizer):
     """Adam that clips by the global norm and skips a step whose gradients are not finite, in one pass over the weights.
 
     Args:
@@ -41,7 +53,7 @@ class GuardedAdam(torch.optim.Adam):
         # what torch's GradScaler tells a fused optimizer: what to divide gradients by, and whether to skip the step
         self.grad_scale = (self.grad_norm / (self._clip or math.inf)).clamp(min=1)
         self.found_inf = (~self.applied).float()
-        super().step()
+        inspect.unwrap(torch.optim.Adam.step)(self)
 
 
 def _match_layout(value: Tensor) -> None:

@@ -1,9 +1,12 @@
 """The step's arithmetic around the gradients, against torch's own Adam."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
+from commands import ROOT
 
 from pipeline.training.step import GuardedAdam, poison_unless_finite, restore_unless
 
@@ -64,3 +67,20 @@ def test_values_are_restored_unless_the_step_was_applied():
         values, before = [torch.tensor([math.nan, 1.0]), torch.tensor(3)], [torch.zeros(2), torch.tensor(2)]
         restore_unless(torch.tensor(applied), values, before)
         assert int(values[1]) == (3 if applied else 2) and bool(values[0].isnan().any()) == applied
+
+
+def test_a_step_imports_no_compiler():
+    """It would take each worker 3 s of CPU time when it starts."""
+    code = """
+import sys, torch
+from pipeline.training.step import GuardedAdam
+weight = torch.nn.Parameter(torch.ones(3))
+optimizer = GuardedAdam([weight], lr=1e-2, clip=1.0)
+weight.grad = torch.ones(3)
+optimizer.step()
+optimizer.zero_grad()
+assert bool(optimizer.applied)
+print([name for name in ("torch._dynamo", "sympy") if name in sys.modules])
+"""
+    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert output == "[]\n"
