@@ -31,7 +31,7 @@ from ray import cloudpickle
 from ray.train import TrainingFailedError
 from score_tables import make_run
 
-from pipeline import ablate, darken, demo_photographs, evaluate, pack
+from pipeline import ablate, darken, demo_photographs, evaluate, interruption, pack
 from pipeline.data.manifest import load_manifest
 from pipeline.evaluation import pool as pools
 from pipeline.launch import ablation, cluster, preflight, scoring, trainer
@@ -349,8 +349,8 @@ def test_a_run_gives_up_after_as_many_failures_as_are_allowed(
 
     monkeypatch.setattr("pipeline.training.worker.train", fail)
     changes = {"--run.max-failures": "1", "--run.use-gpu": "false", "--run.name": "failing"}
-    with pytest.raises(TrainingFailedError, match="the worker's node is gone"):
-        trainer.make_trainer(settings_of(changes, folders), {}, None, "none").fit()
+    with pytest.raises(TrainingFailedError, match="the worker's node is gone"), interruption.graceful_shutdown():
+        interruption.run_shielded(trainer.make_trainer(settings_of(changes, folders), {}, None, "none").fit)
     assert (tmp_path / "starts").read_text().count("started") == 2
 
 

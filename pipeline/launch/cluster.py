@@ -17,6 +17,7 @@ from pipeline import interruption, ray_internals, terminal
 LIMIT_S = 30.0  # Ray itself tries for a quarter of an hour
 SOCKET = "ray/session_2000-01-01_00-00-00_000000_0000000/sockets/plasma_store"  # the longest path below Ray's folder
 SOCKET_BYTES = 107  # that a path may have on Linux
+OWN = ("", "local")  # what RAY_ADDRESS is for a Ray that ends with the command
 HOW = "set it to HOST:PORT of a Ray head (port 6379 by default), or unset it for a Ray on this machine"
 
 
@@ -67,7 +68,7 @@ def connect(cpus: int) -> None:
         ValueError: no Ray head answers at RAY_ADDRESS within ``LIMIT_S``, or Ray can't start here.
     """
     named = os.environ.get("RAY_ADDRESS", "")
-    if named in ("", "local"):
+    if named in OWN:
         check_socket_paths()
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a node of one's own is not taken away
         try:
@@ -80,6 +81,11 @@ def connect(cpus: int) -> None:
         place = f"at {ray.get_runtime_context().gcs_address}"
     dashboard = f", dashboard http://{context.dashboard_url}" if context.dashboard_url else ""
     terminal.log(f"Ray {ray.__version__} {place}{dashboard}")
+
+
+def is_own() -> bool:
+    """Whether this process has started the Ray that it uses, which ends with it."""
+    return os.environ.get("RAY_ADDRESS", "") in OWN and not ray_internals.is_worker()
 
 
 def check_socket_paths() -> None:

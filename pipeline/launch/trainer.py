@@ -14,7 +14,7 @@ from pipeline.evaluation.lpips_weights import BackboneWeights
 from pipeline.evaluation.pool import Pool
 from pipeline.evaluation.validation import Validation
 from pipeline.launch import capacity
-from pipeline.launch.cluster import propagate_address
+from pipeline.launch.cluster import is_own, propagate_address
 from pipeline.run import record
 from pipeline.run.checkpoint import DamagedCheckpointError, invalidate
 from pipeline.run.history import unscored_checkpoints
@@ -55,9 +55,10 @@ def train(
     nodes = capacity.nodes_for_actors(config)
     pool = Pool.start(config.evaluation, manifests[0], config.checkpoint.split, lpips, nodes)
     validation = Validation(config, pool)
+    trainer = make_trainer(config, provenance, validation, lease_id)
     try:
         with propagate_address():
-            interruption.run_shielded(make_trainer(config, provenance, validation, lease_id).fit)
+            interruption.run_shielded(trainer.fit)
         interruption.check()
         # Ray forgets a checkpoint whose scoring was cut off together with its driver; others were scored elsewhere
         for url in unscored_checkpoints(config.run.url, config.evaluation.conditions):
@@ -75,7 +76,7 @@ def train(
 def make_trainer(config: Config, provenance: dict[str, Any], validation: Validation, lease_id: str) -> TorchTrainer:
     """Ray Train's trainer of a run."""
     filesystem, path = storage.arrow_filesystem(config.run.root)
-    return TorchTrainer(
+    trainer = TorchTrainer(
         worker.train,
         train_loop_config={"config": config.model_dump(mode="json"), "provenance": provenance, "lease": lease_id},
         scaling_config=ScalingConfig(
@@ -95,6 +96,8 @@ def make_trainer(config: Config, provenance: dict[str, Any], validation: Validat
             fn=validation, ray_remote_kwargs={"num_cpus": 0, "scheduling_strategy": "SPREAD"}
         ),
     )
+    ray_internals.start_fewer_actors(trainer, keep_cleaner=not is_own())
+    return trainer
 
 
 def _score(validation: Validation, url: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 import ray
 from commands import ROOT, RayHead
 
-from pipeline import ray_internals
+from pipeline import interruption, ray_internals
 
 PRINTER = """
 import ray, time
@@ -65,6 +65,26 @@ def test_an_upgrade_of_ray_that_counts_cores_otherwise(monkeypatch) -> None:
 
 def test_an_upgrade_of_ray_that_reports_its_autoscaler_otherwise(driver) -> None:
     assert ray_internals.has_autoscaler() is False
+
+
+def test_an_upgrade_of_ray_whose_trainers_start_other_actors(driver, tmp_path, monkeypatch) -> None:
+    from ray._private.state import actors
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    before = set(actors())
+    trainer = TorchTrainer(
+        lambda: None,
+        scaling_config=ScalingConfig(num_workers=1),
+        run_config=RunConfig(name="few", storage_path=str(tmp_path)),
+    )
+    ray_internals.start_fewer_actors(trainer, keep_cleaner=False)
+    with interruption.graceful_shutdown():
+        interruption.run_shielded(trainer.fit)
+    started = {actor["ActorClassName"] for name, actor in actors().items() if name not in before}
+    needed = {"TrainController", "SynchronizationActor", "RayTrainWorker"}
+    assert needed <= started <= needed | {"_AutoscalingCoordinatorActor"}
 
 
 def test_an_upgrade_of_ray_whose_trainers_ask_another_actor_for_room(driver) -> None:
