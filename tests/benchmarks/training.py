@@ -1,4 +1,4 @@
-"""Measures training: a step beside a plain loop's, several workers beside one, the command beside its own step.
+"""Measures training: a step beside a plain loop's and what its time goes to, several workers beside one, the command.
 
 Contenders have processes of their own on the same cores and take turns, so that all meet the same disturbances; a turn
 is some seconds of steps. Figures are medians over the rounds, the lowest and the highest in brackets. Part of ``make
@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -38,6 +39,7 @@ SIZES = (
 ALONE = ("plain loop, float32", "plain loop, channels last, bf16", "engine, float32", "engine")
 RUN_STEPS, RUN_WARM_UP, LOG_EVERY = 400, 100, 25
 RUN_ROUNDS = 3
+STAGES = {"Ray stands": "Ray ", "the worker stands": "node ", f"{LOG_EVERY} steps are done": "step "}  # how lines begin
 COMMAND = Path(__file__).parents[2] / "pipeline/train.py"
 
 
@@ -56,7 +58,8 @@ def main() -> None:
         parts = [f"{machine()}; torch {torch.__version__}; {measured}"]
         parts += [step_table(root, size, measured) for size in SIZES]
         if not torch.cuda.is_available():
-            parts += [profile_table(root), workers_table(root, SIZES[1]), run_table(root, options.pairs, SIZES[1:])]
+            parts += [profile_table(root, measured), workers_table(root, SIZES[1])]
+            parts.append(run_tables(root, options.pairs, SIZES[1:]))
     report = "\n\n".join(parts)
     print(f"\n{report}")
     storage.write_text(str(options.out), f"{report}\n")
@@ -76,6 +79,13 @@ class Result(NamedTuple):
 
     step_ms: list[float]
     peak: float
+
+
+class Run(NamedTuple):
+    """A run of the command: its images per second after the first steps, and seconds from its start to each stage."""
+
+    speed: float
+    stages: dict[str, float]
 
 
 def step_table(root: Path, size: Size, measured: Rates) -> str:
@@ -105,20 +115,24 @@ def step_table(root: Path, size: Size, measured: Rates) -> str:
     return table([str(size), *header], rows)
 
 
-def profile_table(root: Path) -> str:
-    """What the time of the engine's step goes to."""
-    columns = []
+def profile_table(root: Path, measured: Rates) -> str:
+    """What the time of the engine's step goes to, and how fast its convolutions alone are."""
+    columns, speeds = [], []
     for size in SIZES:
         progress(f"profile, {size}")
         with Process(CORES) as process:
             (group,) = groups(root, Contender("engine", "engine"))
             columns.append(process.call(trainers.profile, size, group, len(CORES)))
+        with Process(CORES) as process:
+            flops = process.call(trainers.count_flops, size)
+        speeds.append(flops / (columns[-1]["convolutions"] / 1e3) / max(measured.float32, measured.bf16))
     rows = []
     for part in columns[0]:
         shares = [found[part] / sum(found.values()) for found in columns]
         rows.append(
             [part, *(f"{found[part]:,.1f} ({share:.0%})" for found, share in zip(columns, shares, strict=True))]
         )
+    rows.append(["convolutions alone, of the rate", *(f"{speed:.2f}" for speed in speeds)])
     return table(["ms of a step that is watched", *map(str, SIZES)], rows)
 
 
@@ -181,11 +195,11 @@ def groups(root: Path, contender: Contender) -> list[Group]:
     return [Group(1, 0, str(folder / f"meeting-{rank}")) for rank in ranks]
 
 
-def run_table(root: Path, pairs: Path | None, sizes: Sequence[Size]) -> str:
-    """The command, its data read from shards, beside the engine's step on images in memory."""
+def run_tables(root: Path, pairs: Path | None, sizes: Sequence[Size]) -> str:
+    """The command, its data read from shards, beside the engine's step on images in memory; and how it starts."""
     from packed_pairs import pack_pairs
 
-    data, rows = pack_pairs(root, pairs), []
+    data, rows, starts = pack_pairs(root, pairs), [], []
     contender = Contender("engine", "engine")
     for size in sizes:
         progress(f"the command, {size}")
@@ -193,14 +207,18 @@ def run_table(root: Path, pairs: Path | None, sizes: Sequence[Size]) -> str:
         for _ in range(RUN_ROUNDS):
             (result,) = take_turns(root, size, [contender])
             own.append(size.batch / median(result.step_ms) * 1e3)
-            whole.append(run_command(root, data, size))
+            run = run_command(root, data, size)
+            whole.append(run.speed)
+            starts.append(run.stages)
         ratios = [one / other for one, other in zip(whole, own, strict=True)]
         rows.append([str(size), spread(own, 1), spread(whole, 1), spread(ratios, 3)])
-    return table(["", "step alone, images/s", "`pipeline/train.py`, images/s", "of the step's"], rows)
+    speeds = table(["", "step alone, images/s", "`pipeline/train.py`, images/s", "of the step's"], rows)
+    stages = [[stage, spread([each[stage] for each in starts], 1)] for stage in STAGES]
+    return f"{speeds}\n\n{table(['`pipeline/train.py`', 's from its start'], stages)}"
 
 
-def run_command(root: Path, data: str, size: Size) -> float:
-    """Images per second of a run that scores nothing meanwhile: the median after the first steps."""
+def run_command(root: Path, data: str, size: Size) -> Run:
+    """A run that scores nothing meanwhile."""
     from pipeline import storage
     from pipeline.run.record import read_metrics
 
@@ -220,9 +238,18 @@ def run_command(root: Path, data: str, size: Size) -> float:
     }
     storage.delete_folder(str(root / "runs/run"))
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    subprocess.run([sys.executable, COMMAND, "--config", "demo", *arguments], check=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, str(COMMAND), "--config", "demo", *arguments]
+    began, stages = time.perf_counter(), {}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        for line in process.stdout:
+            for stage, start in STAGES.items():
+                if line.startswith(start):
+                    stages.setdefault(stage, time.perf_counter() - began)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
     records = read_metrics(str(root / "runs/run"))
-    return median(each["images_per_s"] for each in records if each["step"] > RUN_WARM_UP)
+    return Run(median(each["images_per_s"] for each in records if each["step"] > RUN_WARM_UP), stages)
 
 
 def progress(text: str) -> None:
